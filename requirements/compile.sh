@@ -19,3 +19,4 @@ for group in tools serving loadtest; do
     compile --constraints dev.txt "$group.in" --output-file "$group.txt"
 done
 compile "${upgrade[@]}" --no-deps samples.in --output-file samples.txt
+compile "${upgrade[@]}" uv.in --output-file uv.txt
