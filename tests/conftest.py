@@ -1,10 +1,13 @@
 """Fixtures that more than one folder of tests uses. All of them are real parts."""
 
+import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from seeding.samples.make import make_samples
 
-from tests.services import MinioServer, running_minio
+from tests.services import ROOT, MinioServer, running_minio
 from weightless.store import Store
 
 
@@ -25,3 +28,13 @@ def minio_server(minio_process: MinioServer) -> MinioServer:
 @pytest.fixture
 def store(minio_server: MinioServer) -> Store:
     return minio_server.store()
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """The sample folders falcon-tiny, falcon-tiny-v2 and minilm: made once per state of their makers, then kept."""
+    makers = sorted((ROOT / "minio-init" / "seeding" / "samples").glob("*.py"))
+    state = hashlib.sha256(b"".join(path.read_bytes() for path in makers)).hexdigest()[:12]
+    out = ROOT / "build" / "samples" / state
+    make_samples(out)
+    return out
