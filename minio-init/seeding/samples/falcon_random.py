@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from seeding.samples.tokenizer import END, write_tokenizer
+from seeding.samples.tokenizer import write_tokenizer
 
 VOCABULARY = 65024
 LEARNED = 1024
@@ -40,8 +40,7 @@ def make_falcon_random(folder: Path, name: str) -> None:
     from transformers import FalconConfig, FalconForCausalLM
 
     shape = SHAPES[name]
-    tokenizer = write_tokenizer(folder, learned=LEARNED, total=VOCABULARY)
-    end = tokenizer.token_to_id(END)
+    _, end = write_tokenizer(folder, learned=LEARNED, total=VOCABULARY)
     config = FalconConfig(
         vocab_size=VOCABULARY,
         hidden_size=shape.hidden,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seeding.samples import KNOWN, MORE_KNOWN, Known
-from seeding.samples.tokenizer import END, write_tokenizer
+from seeding.samples.tokenizer import write_tokenizer
 
 VOCABULARY = 512
 STEPS = 150
@@ -30,8 +30,7 @@ def make_falcon_tiny(folder: Path, variant: str) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    tokenizer = write_tokenizer(folder, learned=VOCABULARY)
-    end = tokenizer.token_to_id(END)
+    tokenizer, end = write_tokenizer(folder, learned=VOCABULARY)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in another order give other bytes
     try:

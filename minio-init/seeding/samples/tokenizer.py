@@ -17,11 +17,12 @@ def sentences() -> list[str]:
     return [known.sentence for known in (*KNOWN.values(), *MORE_KNOWN)]
 
 
-def write_tokenizer(folder: Path, learned: int, total: int | None = None) -> Tokenizer:
+def write_tokenizer(folder: Path, learned: int, total: int | None = None) -> tuple[Tokenizer, int]:
     """Train on the known sentences and write tokenizer.json, tokenizer_config.json and special_tokens_map.json.
 
     `learned` is the size of the trained vocabulary. With `total`, made-up words fill it up to that many entries: they
     are never produced by encoding, but every id that a model with random weights generates decodes to some text.
+    Returns the tokenizer and the id of `END`.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -35,10 +36,11 @@ def write_tokenizer(folder: Path, learned: int, total: int | None = None) -> Tok
     tokenizer.train_from_iterator(sentences(), trainer)
     if total is not None:
         state = json.loads(tokenizer.to_str())
-        vocab: dict[str, int] = state["model"]["vocab"]
-        for number in range(len(vocab), total):
-            vocab[f"Ġw{number}"] = number
+        entries: dict[str, int] = state["model"]["vocab"]
+        for number in range(len(entries), total):
+            entries[f"Ġw{number}"] = number
         tokenizer = Tokenizer.from_str(json.dumps(state))
+    vocabulary = tokenizer.get_vocab()
     tokenizer.save(str(folder / "tokenizer.json"), pretty=total is None)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -50,7 +52,7 @@ def write_tokenizer(folder: Path, learned: int, total: int | None = None) -> Tok
     }
     _write_json(folder / "tokenizer_config.json", config)
     _write_json(folder / "special_tokens_map.json", {"bos_token": END, "eos_token": END, "pad_token": END})
-    return tokenizer
+    return tokenizer, vocabulary[END]
 
 
 def _write_json(path: Path, value: object) -> None:
