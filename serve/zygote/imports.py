@@ -1,0 +1,51 @@
+"""What the zygote imports, by the tasks and architectures that are served.
+
+An entry is `package.module` or `package.module:attribute`; the second form lets transformers' lazy modules find where a class
+lives. `weightless`, `tasks` and the handler are never among them: they belong to the archive, and an edited one must be used.
+"""
+
+import importlib
+from collections.abc import Iterable
+
+# A zygote without these is none. The rest only makes a first use faster.
+REQUIRED = ("torch", "ts.model_service_worker", "ts.torch_handler.base_handler")
+
+ALWAYS = (
+    "blake3",
+    "minio",
+    "pydantic",
+    "pydantic_settings",
+    "safetensors.torch",
+    "tenacity",
+    "urllib3",
+    "yaml",
+)
+
+TRANSFORMERS = ("transformers:AutoConfig", "transformers:AutoTokenizer", "tokenizers")
+
+BY_TASK = {
+    "text-generation": (*TRANSFORMERS, "transformers:AutoModelForCausalLM", "transformers:GenerationConfig"),
+    "embeddings": (*TRANSFORMERS, "transformers:AutoModel"),
+}
+
+
+def imports_for(task: str, architectures: Iterable[str] = ()) -> list[str]:
+    """What workers of a task need, best with the class names that config.json lists under `architectures`."""
+    classes = [f"transformers:{name}" for name in architectures] if task in BY_TASK else []
+    return [*REQUIRED, *ALWAYS, *BY_TASK.get(task, ()), *classes]
+
+
+def import_all(wanted: Iterable[str]) -> list[str]:
+    """Import each entry; the ones that failed, with the reason. Raises ImportError for a required one."""
+    failed = []
+    for entry in dict.fromkeys(wanted):
+        module, _, attribute = entry.partition(":")
+        try:
+            imported = importlib.import_module(module)
+            if attribute:
+                getattr(imported, attribute)
+        except Exception as error:  # whatever a package raises while it is imported must not cost the others
+            if entry in REQUIRED:
+                raise ImportError(f"{entry}: {error}") from error
+            failed.append(f"{entry}: {error}")
+    return failed
