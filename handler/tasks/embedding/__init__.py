@@ -1,0 +1,1 @@
+"""Parts of sentence embeddings: what the folder's own config says, and pooling by it."""

@@ -1,0 +1,1 @@
+"""What every task needs: reading a request, saying what is wrong with it, choosing a device, loading a model folder."""

@@ -1,0 +1,65 @@
+"""What a task is: the contract between the handler, which knows TorchServe, and a task, which knows a kind of model."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tasks.shared.errors import RequestError
+
+Event = dict[str, Any]
+Emit = Callable[[Mapping[int, Event]], None]
+"""Send an event of a stream to each of these requests, by its index in the list given to `run`."""
+
+
+class Request(Protocol):
+    """A parsed request; `stream` says whether its answer is wanted in pieces."""
+
+    @property
+    def stream(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Node:
+    """What the machine and its owner say about one worker.
+
+    `device`: a torch device's name. `seconds`: how long one batch may take before TorchServe gives the worker up, None if
+    unlimited. `allow_remote_code`: the owner lets releases bring Python of their own.
+    """
+
+    device: str = "cpu"
+    dtype: str = "auto"
+    device_map: str | None = None
+    profile: str = "memory"
+    max_input_tokens: int = 4096
+    max_new_tokens: int = 1024
+    seconds: float | None = None
+    allow_remote_code: bool = False
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], **more: Any) -> "Node":
+        """From the `node` part of a model-config.yaml; keys that are none of a worker's business are left out."""
+        known = {name: value for name, value in values.items() if name in cls.__dataclass_fields__ and value is not None}
+        return cls(**(known | more))
+
+
+class Task(Protocol):
+    """One loaded model. `example` is a body that any model of the task can answer, quickly."""
+
+    example: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    """What was chosen for this model (device, dtype, pooling …), for the ledger and the status."""
+
+    def parse(self, body: dict[str, Any]) -> Any:
+        """A request, ready to run; InvalidRequest if the body is wrong."""
+        ...
+
+    def run(self, requests: list[Any], emit: Emit) -> list[Any | RequestError]:
+        """One result or error for each request, in order. No request's failure is another's."""
+        ...
+
+
+class Loader(Protocol):
+    """The function `load` of a task's module."""
+
+    def __call__(self, folder: Path, settings: Mapping[str, Any], node: Node) -> Task: ...

@@ -1,0 +1,179 @@
+"""The task `text-generation`: continue prompts with any causal language model that transformers knows."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.generation.parameters import Parameters, release_defaults
+from tasks.generation.sequence import Sequence
+from tasks.generation.static import StaticBatch
+from tasks.shared.body import read_body
+from tasks.shared.contract import Emit, Event, Node
+from tasks.shared.device import place
+from tasks.shared.errors import InvalidRequest, RequestError
+from tasks.shared.loading import context_length, dtype_name, load_model, load_tokenizer, read_json_file
+
+MAX_INPUTS = 64
+_SPARE = 0.9  # of the time that TorchServe waits: the rest is for the step that is running when it is over
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One text to continue: its tokens and how many may follow."""
+
+    text: str
+    ids: list[int]
+    limit: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """A parsed request of one or more prompts. `single`: its answer is a list of one object, not a list of lists."""
+
+    prompts: tuple[Prompt, ...]
+    single: bool
+    parameters: Parameters
+    stream: bool
+    details: bool
+
+
+class TextGeneration:
+    """A loaded model. `policy` decides how prompts share the model's time."""
+
+    example: Mapping[str, Any] = {"input": "Hello", "parameters": {"max_new_tokens": 2, "do_sample": False}}
+
+    def __init__(self, model: Any, tokenizer: Any, defaults: Parameters, node: Node, facts: Mapping[str, Any]) -> None:
+        self._tokenizer = tokenizer
+        self._defaults = defaults
+        self._node = node
+        self._context = context_length(model.config)
+        self._end_ids = _end_ids(model)
+        self._device = str(model.device)
+        pad_id = tokenizer.pad_token_id
+        self.policy = StaticBatch(model, next(iter(sorted(self._end_ids)), 0) if pad_id is None else pad_id)
+        self.facts = facts
+
+    def parse(self, body: dict[str, Any]) -> Request:
+        """A request whose prompts fit the model, or InvalidRequest."""
+        read = read_body(body, MAX_INPUTS)
+        if read.stream and not read.single:
+            raise InvalidRequest("stream", "required a single string as input for a stream, found a list")
+        parameters = self._defaults.updated(read.parameters)
+        prompts = tuple(self._prompt(text, parameters, read.parameters) for text in read.inputs)
+        return Request(prompts, read.single, parameters, read.stream, read.details)
+
+    def run(self, requests: list[Request], emit: Emit) -> list[Any | RequestError]:
+        """One answer or error a request. Pieces of those that stream are emitted as soon as they exist."""
+        groups = [self._sequences(request) for request in requests]
+        streams = {index: groups[index][0] for index, request in enumerate(requests) if request.stream}
+
+        def after_step() -> None:
+            pieces = {index: sequence.take() for index, sequence in streams.items()}
+            events: dict[int, Event] = {index: {"token": piece} for index, piece in pieces.items() if piece}
+            if events:
+                emit(events)
+
+        deadline = None if self._node.seconds is None else time.monotonic() + self._node.seconds * _SPARE
+        self.policy.run([sequence for group in groups for sequence in group], after_step, deadline)
+        return [_answer(request, group) for request, group in zip(requests, groups, strict=True)]
+
+    def _prompt(self, text: str, parameters: Parameters, asked: Any) -> Prompt:
+        ids: list[int] = self._tokenizer(text)["input_ids"]
+        if not ids:
+            raise InvalidRequest("input", "required a text of at least one token, found none")
+        most = min(self._node.max_input_tokens, self._context - 1 if self._context else self._node.max_input_tokens)
+        if len(ids) > most:
+            raise InvalidRequest("input", f"required at most {most} tokens, found {len(ids)}", "input_too_long")
+        return Prompt(text, ids, self._limit(len(ids), parameters, asked))
+
+    def _limit(self, length: int, parameters: Parameters, asked: Any) -> int:
+        """How many tokens may follow a prompt of `length`. What the request asks for is refused if it cannot be had; what are
+        only defaults is cut to what can."""
+        room = self._node.max_new_tokens
+        if self._context:
+            room = min(room, self._context - length)
+        if parameters.max_new_tokens is not None:
+            name, wanted, most = "max_new_tokens", parameters.max_new_tokens, room
+        else:
+            name, wanted, most = "max_length", parameters.max_length - length, room + length
+        if wanted < 1:
+            raise InvalidRequest(
+                "parameters.max_length",
+                f"required more than the {length} tokens of the input, found {parameters.max_length}; "
+                "set max_length higher, or max_new_tokens",
+                "invalid_parameter",
+            )
+        if wanted > room and asked.given(name):
+            message = f"required at most {most} for an input of {length} tokens, found {asked.value(name)}"
+            raise InvalidRequest(f"parameters.{name}", message, "invalid_parameter")
+        return min(wanted, room)
+
+    def _sequences(self, request: Request) -> list[Sequence]:
+        """One a prompt. With a seed the n-th prompt of a list draws with seed + n, so that equal prompts differ."""
+        seed = None if request.parameters.greedy else request.parameters.seed
+        return [
+            Sequence(
+                prompt=prompt.ids,
+                limit=prompt.limit,
+                parameters=request.parameters,
+                tokenizer=self._tokenizer,
+                end_ids=self._end_ids,
+                device=self._device,
+                seed=None if seed is None else (seed + number) % (1 << 63),
+            )
+            for number, prompt in enumerate(request.prompts)
+        ]
+
+
+def load(folder: Path, settings: Mapping[str, Any], node: Node) -> TextGeneration:
+    """Load the model in `folder`; ValueError if the folder or the release's settings cannot be served."""
+    defaults = release_defaults(
+        read_json_file(folder / "generation_config.json") or {}, settings.get("generation") or {}
+    )
+    remote = bool(settings.get("trust_remote_code")) and node.allow_remote_code
+    placement = place(node)
+    model = load_model(folder, placement, remote, suffix="ForCausalLM", auto="AutoModelForCausalLM")
+    tokenizer = load_tokenizer(folder, remote)
+    if settings.get("chat_template"):
+        tokenizer.chat_template = settings["chat_template"]
+    facts = {
+        "device": str(model.device),
+        "dtype": dtype_name(model),
+        "dtype_reason": placement.reason,
+        "architecture": type(model).__name__,
+        "policy": "static",
+    }
+    return TextGeneration(model, tokenizer, defaults, node, facts)
+
+
+def _end_ids(model: Any) -> frozenset[int]:
+    ends = model.generation_config.eos_token_id
+    if ends is None:
+        ends = getattr(model.config, "eos_token_id", None)
+    return frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
+
+
+def _answer(request: Request, sequences: list[Sequence]) -> Any | RequestError:
+    for sequence in sequences:
+        if sequence.error is not None:
+            return sequence.error
+    answers = [
+        _generated(request, prompt, sequence) for prompt, sequence in zip(request.prompts, sequences, strict=True)
+    ]
+    if request.stream:
+        return {"finish_reason": sequences[0].finish_reason} | answers[0]
+    return answers if request.single else [[answer] for answer in answers]
+
+
+def _generated(request: Request, prompt: Prompt, sequence: Sequence) -> dict[str, Any]:
+    full = prompt.text + sequence.text if request.parameters.return_full_text else sequence.text
+    answer: dict[str, Any] = {"generated_text": full}
+    if request.details:
+        answer |= {
+            "finish_reason": sequence.finish_reason,
+            "prompt_tokens": len(prompt.ids),
+            "generated_tokens": sequence.generated,
+        }
+    return answer
