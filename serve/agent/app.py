@@ -1,0 +1,137 @@
+"""The agent as a whole: its parts put together, started in order, and stopped in the other order.
+
+The door opens first, so that health checks and clients get an answer that says what is missing. Zygote, TorchServe and the first
+look at the store then start side by side.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+
+from serve.agent.api import Api
+from serve.agent.auth import KeyCheck
+from serve.agent.coldstart import ColdStarts
+from serve.agent.desired import DesiredState
+from serve.agent.door import Door
+from serve.agent.gpu import check_required, find_device
+from serve.agent.management import Management
+from serve.agent.memory import Memory
+from serve.agent.metrics import DoorMetrics
+from serve.agent.reconciler import Reconciler
+from serve.agent.rollout import Tools
+from serve.agent.routing import RoutingTable
+from serve.agent.settings import AgentSettings, python
+from serve.agent.status import Status
+from serve.agent.torchserve import TorchServe, check_port, environment_of
+from serve.agent.warmth import first_imports, imports_of
+from serve.zygote.supervisor import Zygote
+from weightless.cache import NodeCache
+from weightless.settings import CacheSettings, StoreSettings
+from weightless.store import Store
+
+log = logging.getLogger(__name__)
+
+_LONGEST_NAME = len("/ts-12345678/t/.ts.sock.12345")
+_SOCKET_PATH = 107  # bytes that Linux takes for the path of a socket
+_CLIENTS_GRACE_S = 10.0
+
+
+async def run(settings: AgentSettings) -> None:
+    """Run until SIGTERM or SIGINT.
+
+    Raises:
+        WeightlessError: a setting is wrong, a port is taken, no GPU where one is required, or TorchServe does not stay up.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    device = await find_device()
+    log.info("models run on %s", ", ".join(device.gpus) or f"the CPU ({device.reason})")
+    if settings.require_gpu:
+        check_required(device)
+    async with contextlib.AsyncExitStack() as stack:
+        runtime = _runtime_folder(settings)
+        stack.callback(shutil.rmtree, runtime, ignore_errors=True)
+        memory, cache = Memory(settings.state_dir / "served"), NodeCache(CacheSettings.load())
+        zygote = Zygote(runtime / "zygote", first_imports(memory, cache), enabled=settings.zygote, python=python())
+        environment = zygote.environment(environment_of(settings, runtime / "t"))
+        torchserve = TorchServe(settings, zygote.interpreter, environment, runtime / "t")
+        check_port(settings.agent_host, settings.agent_port, "AGENT_PORT")
+        torchserve.check_ports()
+
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        management = await stack.enter_async_context(Management(settings.management_url))
+
+        async def warm(release_folder: Path, task: str) -> None:
+            await zygote.warm(imports_of(release_folder, task))
+
+        tools = Tools(settings, Store(StoreSettings.load()), cache, memory, management, session, warm)
+        table = RoutingTable(settings.max_inflight, settings.hold_seconds)
+        metrics = DoorMetrics(table)
+        desired = DesiredState(
+            tools.store, memory, settings.models_config_dir, settings.wanted_models(), settings.poll_seconds,
+            lambda model: reconciler.changed(model),
+        )  # fmt: skip
+        reconciler = Reconciler(tools, table, desired, metrics)
+        stack.push_async_callback(reconciler.close)
+        door = Door(table, settings.inference_url, metrics)
+        stack.push_async_callback(door.close)
+        api = Api(
+            KeyCheck(settings.key()), door, Status(table, desired, reconciler, torchserve, zygote, device), reconciler,
+            ColdStarts(tools), metrics, tools,
+        )  # fmt: skip
+        stack.push_async_callback(zygote.stop)
+        await zygote.start(environment)
+        tasks = [
+            asyncio.create_task(torchserve.supervise(reconciler.torchserve_up, reconciler.torchserve_down)),
+            asyncio.create_task(desired.run()),
+        ]
+        stack.push_async_callback(_end, tasks)
+        stack.push_async_callback((await _listen(settings, api)).cleanup)
+        log.info("the agent listens on %s port %d", settings.agent_host, settings.agent_port)
+        stopped = asyncio.create_task(stopping.wait())
+        await asyncio.wait({*tasks, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()  # it ends only by failing
+        log.info("stopping")
+
+
+async def _listen(settings: AgentSettings, api: Api) -> web.ServerRunner:
+    loop = asyncio.get_running_loop()
+
+    def make_request(*arguments: object) -> web.BaseRequest:
+        return web.BaseRequest(*arguments, loop, client_max_size=settings.max_body_bytes)  # type: ignore[arg-type, misc]
+
+    server = web.Server(api.handle, request_factory=make_request, handler_cancellation=True, access_log=None)
+    runner = web.ServerRunner(server, shutdown_timeout=_CLIENTS_GRACE_S)
+    await runner.setup()
+    await web.TCPSite(runner, settings.agent_host, settings.agent_port, backlog=1024).start()
+    return runner
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _runtime_folder(settings: AgentSettings) -> Path:
+    """A new folder for sockets and for TorchServe's temp, under STATE_DIR, or under /tmp where its path would be too long."""
+    state_dir = settings.state_dir.resolve()
+    shutil.rmtree(state_dir / "run", ignore_errors=True)  # of an agent that was killed
+    for folder in ("model-store", "ledger", "coldstart"):
+        shutil.rmtree(state_dir / folder, ignore_errors=True)
+    wanted = state_dir / "run"
+    wanted.mkdir(parents=True, exist_ok=True)
+    fits = len(os.fsencode(wanted)) + _LONGEST_NAME <= _SOCKET_PATH
+    return Path(tempfile.mkdtemp(prefix="ts-", dir=wanted if fits else None))
