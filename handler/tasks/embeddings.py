@@ -45,7 +45,7 @@ class Embeddings:
         self.facts = dict(facts) | {"max_tokens": self._max_tokens, "pooling": "+".join(recipe.modes)}
 
     def parse(self, body: dict[str, Any]) -> Request:
-        """A request, tokenized; InvalidRequest if the body is wrong. Texts that are too long are cut, as the model's config says."""
+        """A request, tokenized; InvalidRequest if the body is wrong. Texts longer than the model's own limit are cut."""
         read = read_body(body, MAX_INPUTS)
         read.parameters.only(())
         if read.stream:
@@ -106,7 +106,9 @@ def load(folder: Path, settings: Mapping[str, Any], node: Node) -> Embeddings:
     recipe = read_recipe(folder)
     folder = folder / recipe.encoder
     remote = bool(settings.get("trust_remote_code")) and node.allow_remote_code
-    placement = place(node, on_gpu="auto")  # vectors are compared with vectors made elsewhere: keep the checkpoint's dtype
+    placement = place(
+        node, on_gpu="auto"
+    )  # vectors are compared with vectors made elsewhere: keep the checkpoint's dtype
     model = load_model(folder, placement, remote, suffix="Model", auto="AutoModel")
     facts = {
         "device": str(model.device),

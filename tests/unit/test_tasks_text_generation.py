@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from tests.tiny_models import make_causal
 
 KINDS = ("falcon", "falcon-alibi", "llama")
-WORDS = "The weights of this model live in a bucket and its archive carries none of them".split()
+WORDS = "The weights of this model live in a bucket and its archive carries none of them".split(" ")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def tasks(folders: dict[str, Path]) -> dict[str, Any]:
     return {
-        kind: load_task("text-generation", folder, {"task": "text-generation"}, Node()) for kind, folder in folders.items()
+        kind: load_task("text-generation", folder, {"task": "text-generation"}, Node())
+        for kind, folder in folders.items()
     }
 
 
@@ -59,7 +60,9 @@ def test_greedy_answers_are_those_of_transformers_own_pipeline(
     kind: str, folders: dict[str, Path], tasks: dict[str, Any]
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folders[kind])
-    reference = pipeline("text-generation", model=AutoModelForCausalLM.from_pretrained(folders[kind]), tokenizer=tokenizer)
+    reference = pipeline(
+        "text-generation", model=AutoModelForCausalLM.from_pretrained(folders[kind]), tokenizer=tokenizer
+    )
     texts = ["The weights", "A release names every file", "x"]
     options = {"do_sample": False, "max_new_tokens": 12, "max_length": None}
     assert ask(tasks[kind], greedy(texts, max_new_tokens=12)) == [reference(texts, **options)]
@@ -80,7 +83,9 @@ def test_greedy_answers_do_not_depend_on_the_batch(kind: str, tasks: dict[str, A
         batch, order = order[: (size := rng.randint(2, 16))], order[size:]
         together = ask(tasks[kind], *(bodies[index] for index in batch))
         assert together == [alone[index] for index in batch]
-    assert len({text_of(answer) for answer in alone}) > 30, "the model says the same to everything: this test proves nothing"
+    assert len({text_of(answer) for answer in alone}) > 30, (
+        "the model says the same to everything: this test proves nothing"
+    )
 
 
 def test_each_request_of_a_batch_has_its_own_parameters(falcon: TextGeneration) -> None:
@@ -98,7 +103,10 @@ def test_each_request_of_a_batch_has_its_own_parameters(falcon: TextGeneration) 
 
 
 def test_a_seed_gives_the_same_answer_in_any_company(falcon: TextGeneration) -> None:
-    seeded = {"input": "A release", "parameters": {"seed": 42, "temperature": 1.5, "top_k": 0, "max_new_tokens": 16}}
+    seeded: dict[str, Any] = {
+        "input": "A release",
+        "parameters": {"seed": 42, "temperature": 1.5, "top_k": 0, "max_new_tokens": 16},
+    }
     unseeded = {"input": "names", "parameters": {"max_new_tokens": 20, "temperature": 1.5, "top_k": 0}}
     alone = text_of(ask(falcon, seeded)[0])
     for _ in range(3):
@@ -146,7 +154,9 @@ def test_details_say_why_it_ended_and_how_many_tokens(falcon: TextGeneration) ->
 def test_a_stop_string_ends_the_answer_and_is_no_part_of_it(falcon: TextGeneration) -> None:
     whole = text_of(ask(falcon, greedy("The weights", max_new_tokens=20, return_full_text=False))[0])
     stop = whole[5:8]
-    cut = greedy("The weights", max_new_tokens=20, return_full_text=False, stop=["never said", stop]) | {"details": True}
+    cut = greedy("The weights", max_new_tokens=20, return_full_text=False, stop=["never said", stop]) | {
+        "details": True
+    }
     other = greedy("A release", max_new_tokens=20)
     [answer] = ask(falcon, cut)
     assert text_of(answer) == whole[: whole.index(stop)]
@@ -190,7 +200,7 @@ def test_text_that_cannot_fit_is_refused_and_names_the_field(falcon: TextGenerat
     with pytest.raises(InvalidRequest, match="required at most 127 tokens") as refused:
         falcon.parse({"input": long})
     assert refused.value.field == "input"
-    with pytest.raises(InvalidRequest, match="required at most 12[0-9] for an input of") as refused:
+    with pytest.raises(InvalidRequest, match=r"required at most 12\d for an input of") as refused:
         falcon.parse({"input": "The weights", "parameters": {"max_new_tokens": 500}})
     assert refused.value.field == "parameters.max_new_tokens"
     with pytest.raises(InvalidRequest, match="required more than the") as refused:
@@ -235,7 +245,9 @@ class Failing(torch.nn.Module):
         return self.inner.generate(ids, **options)
 
 
-def test_a_batch_that_does_not_fit_into_memory_is_done_in_parts(falcon: TextGeneration, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_does_not_fit_into_memory_is_done_in_parts(
+    falcon: TextGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bodies = [greedy(text, max_new_tokens=6) for text in ("The", "weights of", "A", "release", "To roll back is")]
     alone = [ask(falcon, body)[0] for body in bodies]
     failing = Failing(falcon.policy._model, torch.OutOfMemoryError("CUDA out of memory"), most=2)

@@ -28,7 +28,8 @@ _OLD_NAMES = {  # of the modes, each with a flag of its own; vectors are joined 
 class Recipe:
     """How this model makes a vector. `modes`: their vectors are joined in this order. `prompt`: put before every text.
 
-    `encoder`: the sub-folder with config, tokenizer and weights, "" for the folder itself. `max_tokens`: longer texts are cut to it, special tokens included; None: as long as the model can.
+    `encoder`: the sub-folder with config, tokenizer and weights, "" for the folder itself. `max_tokens`: longer texts are cut to
+    it, special tokens included; None: as long as the model can.
     """
 
     modes: tuple[str, ...] = ("mean",)
@@ -85,7 +86,9 @@ def _pooled(hidden: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor
     if mode == "max":
         return hidden.masked_fill(weights == 0, -torch.inf).amax(dim=1)
     if mode == "weightedmean":  # later tokens, which have seen more, weigh more
-        weights = weights * torch.arange(1, hidden.shape[1] + 1, device=hidden.device, dtype=hidden.dtype)[None, :, None]
+        weights = (
+            weights * torch.arange(1, hidden.shape[1] + 1, device=hidden.device, dtype=hidden.dtype)[None, :, None]
+        )
     total, length = (hidden * weights).sum(dim=1), weights.sum(dim=1).clamp(min=1e-9)
     return total / length.sqrt() if mode == "mean_sqrt_len_tokens" else total / length
 
@@ -96,7 +99,9 @@ def _modules(folder: Path) -> list[tuple[str, str]] | None:
     if not path.exists():
         return None
     try:
-        return [(str(module["type"]).rsplit(".", 1)[-1], str(module["path"])) for module in json.loads(path.read_text())]
+        return [
+            (str(module["type"]).rsplit(".", 1)[-1], str(module["path"])) for module in json.loads(path.read_text())
+        ]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"modules.json: required a list of modules with type and path, found: {error!r}") from error
 
@@ -111,5 +116,7 @@ def _modes(config: dict[str, Any], where: str) -> tuple[str, ...]:
         names = tuple(_OLD_NAMES[flag] for flag in _OLD_NAMES if flag in flags)
         unknown = [flag for flag in flags if flag not in _OLD_NAMES]
     if unknown or not names:
-        raise ValueError(f"{where}/config.json: required a pooling mode of {', '.join(_MODES)}; found {unknown or 'none'}")
+        raise ValueError(
+            f"{where}/config.json: required a pooling mode of {', '.join(_MODES)}; found {unknown or 'none'}"
+        )
     return names

@@ -11,7 +11,9 @@ import torch
 from tasks.generation.parameters import Parameters
 from tasks.shared.errors import RequestError
 
-_CONTEXT = 6  # tokens of the prompt that are decoded again with the first ones of the answer, for the space between them
+_CONTEXT = (
+    6  # tokens of the prompt that are decoded again with the first ones of the answer, for the space between them
+)
 
 
 class TextSoFar:

@@ -6,7 +6,8 @@ done row by row here. It works with every model that transformers can generate w
 
 import copy
 import time
-from collections.abc import Callable, Sequence as Rows
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
 from typing import Any
 
 import torch

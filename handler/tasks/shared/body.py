@@ -9,7 +9,9 @@ from typing import Any, NoReturn
 from tasks.shared.errors import InvalidRequest, describe
 
 FIELDS = ("input", "parameters", "stream", "details")
-MAX_CHARACTERS = 1 << 20  # of all inputs of one request: tokenizing more than this takes seconds in which nobody else is served
+MAX_CHARACTERS = (
+    1 << 20
+)  # of all inputs of one request: tokenizing more than this takes seconds in which nobody else is served
 
 
 def read_json(row: object) -> dict[str, Any]:

@@ -39,7 +39,9 @@ class Node:
     @classmethod
     def of(cls, values: Mapping[str, Any], **more: Any) -> "Node":
         """From the `node` part of a model-config.yaml; keys that are none of a worker's business are left out."""
-        known = {name: value for name, value in values.items() if name in cls.__dataclass_fields__ and value is not None}
+        known = {
+            name: value for name, value in values.items() if name in cls.__dataclass_fields__ and value is not None
+        }
         return cls(**(known | more))
 
 

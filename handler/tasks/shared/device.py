@@ -9,7 +9,7 @@ from tasks.shared.contract import Node
 
 @dataclass(frozen=True)
 class Placement:
-    """`device_map` is what transformers' from_pretrained takes, None on a plain CPU. `dtype` may be "auto": the checkpoint's own."""
+    """`device_map`: what transformers' from_pretrained takes, None on a plain CPU. `dtype` "auto": the checkpoint's own."""
 
     device: torch.device
     dtype: torch.dtype | str
@@ -22,7 +22,10 @@ def worker_device(gpu_id: int | None, cuda: bool) -> tuple[str, str]:
     if gpu_id is None:
         return "cpu", "TorchServe gave this worker no GPU"
     if not cuda:
-        return "cpu", f"TorchServe gave this worker GPU {gpu_id}, but torch cannot use CUDA (driver too old, or a CPU build)"
+        return (
+            "cpu",
+            f"TorchServe gave this worker GPU {gpu_id}, but torch cannot use CUDA (driver too old, or a CPU build)",
+        )
     return f"cuda:{gpu_id}", f"TorchServe gave this worker GPU {gpu_id}"
 
 
@@ -65,5 +68,5 @@ def device_lost(error: BaseException) -> bool:
 
 def free_cache() -> None:
     """Hand back what torch keeps for later, after an allocation failed."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()

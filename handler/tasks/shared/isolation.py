@@ -12,9 +12,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def isolated(
-    items: Sequence[T], work: Callable[[Sequence[T]], None], fail: Callable[[T, RequestError], None]
-) -> None:
+def isolated(items: Sequence[T], work: Callable[[Sequence[T]], None], fail: Callable[[T, RequestError], None]) -> None:
     """`work(items)`; if that raises, the same for each half of them, down to the ones that fail alone: `fail(item, error)`.
 
     So a batch that does not fit into memory is done in parts that do.
@@ -44,6 +42,8 @@ def isolated(
 def _failure(error: Exception, short: bool) -> RequestError:
     if short:
         free_cache()
-        return RequestError(507, "out_of_memory", "the model's device has no memory for this request; send a shorter one")
+        return RequestError(
+            507, "out_of_memory", "the model's device has no memory for this request; send a shorter one"
+        )
     logger.error("a request failed", exc_info=error)
     return RequestError(500, "internal_error", f"the model failed on this request: {type(error).__name__}")

@@ -1,0 +1,179 @@
+"""The TorchServe handler of a slim archive: it gets the files of the release that the archive names, loads them, and answers.
+
+This module knows TorchServe's lifecycle and nothing else: `weightless` fetches and verifies, `tasks` loads and runs models.
+It must hold exactly one class, and no function named `handle`: TorchServe takes what it finds.
+"""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import torch
+from tasks import find_task
+from tasks.shared.body import read_json
+from tasks.shared.contract import Event, Node, Task
+from tasks.shared.device import worker_device
+from tasks.shared.errors import DeviceLost, InvalidRequest, RequestError
+from tasks.shared.policy import NodePolicy
+from ts.handler_utils.utils import send_intermediate_predict_response
+from ts.torch_handler.base_handler import BaseHandler
+from weightless.obtain import Obtained, Pin, link_into, obtain
+
+from weightless.ledger import Ledger
+from weightless.settings import CacheSettings, FetchSettings, StoreSettings
+
+logger = logging.getLogger(__name__)
+
+RESPONSE_TIMEOUT_S = 120  # TorchServe's own default
+MAX_ANSWER_BYTES = 6_553_500  # TorchServe's default of max_response_size: a longer answer would cost the worker
+
+
+class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
+    """One worker: one release of one model, from start to end."""
+
+    task: Task
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lease = contextlib.ExitStack()  # keeps the release's files in the node cache while this worker lives
+        self._max_answer_bytes = MAX_ANSWER_BYTES
+
+    def initialize(self, context: Any) -> None:
+        """Fetch what is missing, load, and be ready. Whatever fails is raised: a worker that returns from here counts as READY.
+
+        Raises:
+            WeightlessError: the release cannot be had. ValueError: it cannot be served. Both say what to do.
+        """
+        self.context, self.manifest = context, context.manifest
+        config = (context.model_yaml_config or {}).get("weightless")
+        pin = Pin.of(config)
+        ledger = Ledger(pin.model, pin.release)
+        try:
+            self._start(context, config, pin, ledger)
+        except BaseException as error:
+            self._lease.close()
+            ledger.note(error=f"{type(error).__name__}: {error}")
+            self._write(ledger, config)
+            raise
+        self._write(ledger, config)
+        self.initialized = True
+
+    def handle(self, data: list[Any], context: Any) -> list[bytes]:
+        """One answer for each request of the batch, in order; an error of one is that one's alone."""
+        answers: list[bytes] = [b""] * len(data)
+        requests: dict[int, Any] = {}
+        for index, row in enumerate(data):
+            try:
+                requests[index] = self.task.parse(read_json(row))
+            except Exception as error:
+                answers[index] = self._refusal(context, index, error)
+        for index, result in self._run(requests, context).items():
+            answers[index] = self._answer(context, index, requests[index], result)
+        return answers
+
+    def _start(self, context: Any, config: Mapping[str, Any], pin: Pin, ledger: Ledger) -> None:
+        """The phases of a start, each measured in the ledger."""
+        node_config = config.get("node") or {}
+        self._max_answer_bytes = config.get("max_response_bytes") or MAX_ANSWER_BYTES
+        cache = CacheSettings.load()
+        if config.get("cache_dir"):
+            cache = cache.model_copy(update={"cache_dir": Path(config["cache_dir"])})
+        obtained: Obtained = self._lease.enter_context(
+            obtain(pin, StoreSettings.load(), cache, FetchSettings.load(), ledger)
+        )
+        settings = obtained.release.content.settings.model_dump()
+        properties = context.system_properties
+        device, why = worker_device(properties.get("gpu_id"), torch.cuda.is_available())
+        self.device = torch.device(device)
+        node = Node.of(
+            node_config,
+            device=device,
+            seconds=context.model_yaml_config.get("responseTimeout", RESPONSE_TIMEOUT_S),
+            allow_remote_code=NodePolicy.load().allow_remote_code,
+        )
+        with ledger.phase("link"):
+            link_into(obtained, Path(properties["model_dir"]), code=node.allow_remote_code)
+        with ledger.phase("import"):
+            load = find_task(settings["task"])
+        with ledger.phase("load"):
+            self.task = load(obtained.folder, settings, node)
+        self.model = getattr(self.task, "model", None)
+        ledger.note(task=settings["task"], device_reason=why, **self.task.facts)
+
+    def _run(self, requests: dict[int, Any], context: Any) -> dict[int, Any]:
+        """The task's results by the requests' places in the batch; pieces of streams are sent on as they come."""
+        if not requests:
+            return {}
+        places = list(requests)
+        for place in places:
+            streamed = getattr(requests[place], "stream", False)
+            context.set_response_content_type(place, "text/event-stream" if streamed else "application/json")
+
+        def emit(events: Mapping[int, Event]) -> None:
+            chunks = {places[number]: _event(event) for number, event in events.items()}
+            ids = {place: context.get_request_id(place) for place in chunks}
+            send_intermediate_predict_response(chunks, ids, "Intermediate Prediction success", 200, context)
+
+        try:
+            results = self.task.run(list(requests.values()), emit)
+        except DeviceLost as error:
+            logger.critical("the device is lost (%s); this worker ends and TorchServe starts another", error)
+            raise SystemExit(1) from error
+        except ConnectionError:
+            raise
+        except Exception as error:
+            logger.error("a batch of %d failed", len(requests), exc_info=error)
+            results = [error] * len(requests)
+        return dict(zip(places, results, strict=True))
+
+    def _answer(self, context: Any, index: int, request: Any, result: Any) -> bytes:
+        """What goes out for one request: its answer in JSON, the last event of its stream, or its error."""
+        streaming = getattr(request, "stream", False)
+        if isinstance(result, Exception):
+            begun = "ts_stream_next" in context.get_response_headers(index)
+            return _event(_error(result).as_body()) if begun else self._refusal(context, index, result)
+        answer = _event(result) if streaming else json.dumps(result).encode()
+        if len(answer) <= self._max_answer_bytes:
+            return answer
+        message = (
+            f"required an answer of at most {self._max_answer_bytes} bytes, found {len(answer)}; send fewer inputs"
+        )
+        return self._refusal(context, index, InvalidRequest("input", message))
+
+    def _refusal(self, context: Any, index: int, error: Exception) -> bytes:
+        """An error in JSON with its own HTTP status, for this request alone."""
+        told = _error(error)
+        context.set_response_status(told.code, HTTPStatus(told.code).phrase, index)
+        context.set_response_content_type(index, "application/json")
+        return json.dumps(told.as_body()).encode()
+
+    def _write(self, ledger: Ledger, config: Mapping[str, Any]) -> None:
+        """The ledger to the log, to TorchServe's metrics, and where the archive says."""
+        logger.info(ledger.log_line())
+        entries = ledger.as_dict()
+        for phase, seconds in entries.get("phases", {}).items():
+            self.context.metrics.add_time(f"WeightlessStart{phase.title()}", round(seconds * 1000, 3), unit="ms")
+        if config.get("ledger_dir"):
+            folder = Path(config["ledger_dir"])
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = folder / f".{os.getpid()}.partial"
+            partial.write_text(json.dumps(entries))
+            partial.replace(folder / f"{os.getpid()}.json")
+
+
+def _error(error: Exception) -> RequestError:
+    """What a client hears of an error; one that nobody foresaw is logged with its place and told without it."""
+    if isinstance(error, RequestError):
+        return error
+    logger.error("a request failed", exc_info=error)
+    return RequestError(500, "internal_error", f"the handler failed on this request: {type(error).__name__}")
+
+
+def _event(event: Any) -> bytes:
+    """A server-sent event."""
+    return b"data: " + json.dumps(event).encode() + b"\n\n"

@@ -1,0 +1,157 @@
+"""From what an archive names to a complete folder on this node: find the release, fetch what is missing, keep it while in use.
+
+With the store away, a complete release that this node has cached is used, and said to be stale: nobody could be asked
+whether it still is the one to serve.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+
+from weightless.cache import NodeCache
+from weightless.errors import SettingsError, StoreUnavailable
+from weightless.fetch import fetch_release
+from weightless.ledger import Ledger
+from weightless.paths import checked_model, checked_release, release_number
+from weightless.release import Release
+from weightless.settings import CacheSettings, FetchSettings, StoreSettings
+from weightless.store import ALIAS, Store
+
+logger = logging.getLogger(__name__)
+
+_CODE = (".py", ".pyc", ".pyo", ".so", ".pth")
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What an archive names: one release by its digest, or (`release` "serving") whatever the alias says when a worker starts."""
+
+    model: str
+    release: str
+    digest: str | None = None
+    manifest_version: str | None = None
+
+    @property
+    def follows(self) -> bool:
+        return self.release == ALIAS
+
+    @classmethod
+    def of(cls, config: object) -> Self:
+        """From the section `weightless` of a model-config.yaml.
+
+        Raises:
+            SettingsError: the section is missing, or does not name a release.
+        """
+        if not isinstance(config, Mapping):
+            raise SettingsError(
+                "model-config.yaml: required a section `weightless`, found none; build the archive with `make mar`"
+            )
+        texts: dict[str, Any] = {name: config.get(name) for name in ("model", "release", "digest", "manifest_version")}
+        for name, value in texts.items():
+            if not isinstance(value, str) and (value is not None or name in ("model", "release")):
+                raise SettingsError(f"model-config.yaml: weightless.{name}: required a string, found {value!r}")
+        checked_model(texts["model"])
+        if texts["release"] != ALIAS:
+            checked_release(texts["release"])
+            if texts["digest"] is None:
+                raise SettingsError(
+                    f"model-config.yaml: weightless.digest: required for release {texts['release']}, found none; "
+                    "build the archive with `make mar`"
+                )
+        return cls(**texts)
+
+
+@dataclass(frozen=True)
+class Obtained:
+    """A release whose files lie complete and verified in `folder`. `stale`: the store was away."""
+
+    release: Release
+    folder: Path
+    stale: bool
+
+
+@contextlib.contextmanager
+def obtain(
+    pin: Pin,
+    store_settings: StoreSettings,
+    cache_settings: CacheSettings,
+    fetch_settings: FetchSettings,
+    ledger: Ledger,
+) -> Iterator[Obtained]:
+    """The pinned release's folder, fetched as far as it is not cached; its files stay cached while the block lasts.
+
+    The phases `resolve` and `fetch` of the ledger are written, and the notes `stale`, `bytes_from_store`, `bytes_from_cache`,
+    `retries`, `release_digest` and, for an archive that follows the alias, `resolved`.
+
+    Raises:
+        StoreUnavailable: the store is away and this node has no complete copy. Other WeightlessErrors as `Store.release`,
+            `Store.serving` and `fetch_release` raise them.
+    """
+    cache = NodeCache(cache_settings)
+    with ledger.phase("resolve"):
+        store = Store(store_settings, fetch_settings.fetch_connections)
+        try:
+            release, stale = _ask(store, pin), False
+        except StoreUnavailable as error:
+            release, stale = _cached(cache, pin, error), True
+            logger.warning("%s; serving the cached release %s, which may be stale", error, release.name)
+    with cache.use(release):
+        with ledger.phase("fetch"):
+            fetched = fetch_release(store, cache, release, settings=fetch_settings)
+        ledger.note(
+            stale=stale,
+            bytes_from_store=fetched.bytes_from_store,
+            bytes_from_cache=fetched.bytes_from_cache,
+            retries=fetched.retries,
+            release_digest=release.digest,
+            **({"resolved": release.name} if pin.follows else {}),
+        )
+        yield Obtained(release, fetched.folder, stale)
+
+
+def link_into(obtained: Obtained, folder: Path, code: bool) -> int:
+    """Links to the release's files in `folder` (TorchServe's model_dir), where a handler's author looks for them; how many.
+
+    What lies there already is kept: the archive's own files win. Python and native modules are left out unless `code` is
+    allowed: TorchServe puts that folder on the import path, where a model's `json.py` would be imported as json. A folder that
+    cannot be written to is no error, since nothing of ours reads the links.
+    """
+    made = 0
+    for file in obtained.release.content.files:
+        path = PurePosixPath(file.path)
+        if not code and path.suffix.lower() in _CODE:
+            continue
+        link = folder / path
+        try:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            os.symlink(obtained.folder / path, link)
+            made += 1
+        except FileExistsError:
+            continue
+        except OSError as error:
+            logger.warning("%s: no links to the model's files (%s)", folder, error.strerror)
+            break
+    return made
+
+
+def _ask(store: Store, pin: Pin) -> Release:
+    if pin.follows:
+        return store.serving(pin.model)
+    return store.release(pin.model, pin.release, version_id=pin.manifest_version, digest=pin.digest)
+
+
+def _cached(cache: NodeCache, pin: Pin, error: StoreUnavailable) -> Release:
+    """The pinned release from the cache; for an archive that follows the alias, the newest that is complete."""
+    fitting = [
+        release
+        for release in cache.cached_manifests()
+        if release.model == pin.model and (pin.follows or release.digest == pin.digest) and cache.is_complete(release)
+    ]
+    if not fitting:
+        what = "any release" if pin.follows else f"release {pin.release}"
+        raise StoreUnavailable(f"{error}; and this node has no complete copy of {what} of {pin.model}") from error
+    return max(fitting, key=lambda release: release_number(release.name))
