@@ -1,0 +1,129 @@
+"""Runs a Python command of the project where the stack runs: in a container of it, or in `.venv`.
+
+The words after `--` are the interpreter's. `{folder}` among them stands for the folder that --folder names, which a container
+sees mounted read-only. --save takes what the command writes to its standard output into a file, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from local import engine, install, programs, say
+from local.config import ROOT, Setup
+from local.errors import LocalError
+
+MOUNTED = "/mnt/folder"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be run, and with which folder or file of this machine ("": none)."""
+
+    words: list[str]
+    service: str = "minio-init"
+    folder: str = ""
+    writable: str = ""
+    save: str = ""
+
+    @property
+    def place(self) -> Path | None:
+        """The folder, absolute; the one to be written is made.
+
+        Raises:
+            LocalError: there is no such folder, or it cannot be made.
+        """
+        place = Path(self.writable or self.folder).expanduser().resolve()
+        if self.writable:
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise LocalError(f"required a folder that can be written at {place}, found: {error.strerror}") from None
+        elif self.folder and not place.is_dir():
+            raise LocalError(f"required a folder, found {'a file' if place.exists() else 'nothing'} at {place}")
+        return place if self.writable or self.folder else None
+
+    def filled(self, folder: Path | str | None) -> list[str]:
+        return [word.replace("{folder}", str(folder)) for word in self.words]
+
+
+def run(setup: Setup, wanted: Wanted) -> int:
+    """Run it and return its exit status."""
+    prepare = _in_container if engine.choose(setup) == "docker" else _in_venv
+    argv, env = prepare(setup, wanted)
+    sys.stdout.flush()
+    try:
+        return (
+            _save(argv, env, Path(wanted.save))
+            if wanted.save
+            else subprocess.run(argv, cwd=ROOT, env=env, check=False).returncode
+        )
+    except KeyboardInterrupt:
+        return 130
+
+
+def _in_venv(setup: Setup, wanted: Wanted) -> tuple[list[str], dict[str, str]]:
+    if not (ROOT / ".venv/bin/python").exists():
+        install.install()
+    user = "publisher" if wanted.service == "minio-init" else "node"
+    return [programs.PYTHON, *wanted.filled(wanted.place)], programs.environment(setup, user) | {"SEED_BY": setup.by}
+
+
+def _in_container(setup: Setup, wanted: Wanted) -> tuple[list[str], dict[str, str]]:
+    if "minio" not in engine.running_services() and setup.own_store:
+        raise LocalError("the stack is not up on the Docker engine; start it with make up")
+    options = ["--rm", "--no-deps", "-e", f"SEED_BY={setup.by}"]
+    env = dict(setup.values)
+    if wanted.save or not (sys.stdout.isatty() and sys.stdin.isatty()):
+        options.append("-T")
+    if wanted.writable:
+        # The folder belongs to who types the command, so the container runs as them; they cannot read the keys' volume.
+        options += ["--user", f"{os.getuid()}:{os.getgid()}", "-e", "S3_ACCESS_KEY", "-e", "S3_SECRET_KEY"]
+        env |= _publisher_keys(env) if setup.own_store else {}
+    if wanted.place:
+        options += ["--volume", f"{wanted.place}:{MOUNTED}{'' if wanted.writable else ':ro'}"]
+    return engine.compose("run", *options, wanted.service, *wanted.filled(MOUNTED), quiet=True), env
+
+
+def _publisher_keys(env: dict[str, str]) -> dict[str, str]:
+    words = (
+        "run",
+        "--rm",
+        "--no-deps",
+        "-T",
+        "minio-init",
+        "-m",
+        "commands",
+        "credentials",
+        "--of",
+        "publisher",
+        "--json",
+    )
+    found = subprocess.run(
+        engine.compose(*words, quiet=True), cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    if found.returncode != 0:
+        raise LocalError(f"the publisher's keys cannot be read: {found.stderr.strip()}")
+    login = json.loads(found.stdout)
+    return {"S3_ACCESS_KEY": login["user"], "S3_SECRET_KEY": login["password"]}
+
+
+def _save(argv: list[str], env: dict[str, str], target: Path) -> int:
+    target = target.expanduser()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as output:
+        fresh = Path(output.name)
+        try:
+            status = subprocess.run(argv, cwd=ROOT, env=env, stdout=output, check=False).returncode
+            if status == 0:
+                fresh.chmod(0o644)
+                os.replace(fresh, target)  # noqa: PTH105
+                say.lines([f"{target}  {say.dim(say.size(target.stat().st_size))}"])
+        finally:
+            fresh.unlink(missing_ok=True)
+    return status
