@@ -1,11 +1,11 @@
 """The agent's side of the zygote: start it, know how it is, start it again when it dies, stop it.
 
-    zygote = Zygote(socket=state_dir / "zygote.sock", imports=imports_for("text-generation", ["FalconForCausalLM"]))
-    environment = zygote.environment(os.environ)      # of TorchServe's JVM
-    await zygote.start(environment)                   # returns at once; workers that come early wait for its imports
-    java … --python {zygote.interpreter}
-    zygote.status.state, zygote.status.reason         # "running", None
-    await zygote.stop()                               # after TorchServe: its workers die with it
+zygote = Zygote(socket=state_dir / "zygote.sock", imports=imports_for("text-generation", ["FalconForCausalLM"]))
+environment = zygote.environment(os.environ)      # of TorchServe's JVM
+await zygote.start(environment)                   # returns at once; workers that come early wait for its imports
+java … --python {zygote.interpreter}
+zygote.status.state, zygote.status.reason         # "running", None
+await zygote.stop()                               # after TorchServe: its workers die with it
 """
 
 import asyncio

@@ -51,6 +51,7 @@ def become(start: Start, base_path: list[str], set_by_imports: Mapping[bytes, by
     sys.orig_argv = [sys.executable, *sys.argv]
     sys.path[:] = dict.fromkeys([str(Path(script).resolve().parent), *worker_path(start), *base_path])
     setproctitle.setproctitle(" ".join(sys.orig_argv))
+    setproctitle.setthreadtitle(Path(sys.executable).name)
     reseed()
     give_back_blas_threads()
     gc.enable()
