@@ -6,6 +6,7 @@ Only headers and small files are read: whether the bytes are the right ones is t
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -70,20 +71,28 @@ def local_folder(root: Path) -> Folder:
         found = "a file" if root.exists() else "nothing"
         raise InvalidFolder(f"{root}: required a folder with a model in it, found {found}")
     files: dict[str, int] = {}
-    for path in sorted(root.rglob("*")):
-        relative = path.relative_to(root).as_posix()
-        if path.is_dir() or not is_part(relative):
-            continue
-        if not path.is_file():
-            raise InvalidFolder(
-                f"{root}: {relative}: required a file, found a link that leads nowhere; remove or mend it"
-            )
-        files[checked_path(relative)] = path.stat().st_size
+    for here, folders, names in os.walk(root):
+        folders[:] = sorted(set(folders) - _SKIPPED_FOLDERS)
+        for name in [*sorted(names), *folders]:
+            path = Path(here) / name
+            relative = path.relative_to(root).as_posix()
+            if name in folders:
+                if path.is_symlink():
+                    raise InvalidFolder(f"{root}: {relative}: required a folder, found a link to one; copy its files")
+            elif is_part(relative):
+                if not path.is_file():
+                    raise InvalidFolder(
+                        f"{root}: {relative}: required a file, found a link that leads nowhere; mend it"
+                    )
+                files[checked_path(relative)] = path.stat().st_size
 
     def read(path: str, offset: int, length: int) -> bytes:
-        with (root / path).open("rb") as file:
-            file.seek(offset)
-            return file.read(length)
+        try:
+            with (root / path).open("rb") as file:
+                file.seek(offset)
+                return file.read(length)
+        except OSError as error:
+            raise InvalidFolder(f"{root}: {path}: required a readable file, found: {error.strerror}") from error
 
     return Folder(str(root), files, read)
 

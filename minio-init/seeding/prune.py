@@ -1,0 +1,83 @@
+"""Old releases, and the object versions that only they named, deleted for good."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from seeding.mc import ALIAS, configured_mc
+from seeding.settings import SeedSettings
+from weightless.errors import ModelNotFound
+from weightless.publish import visible
+from weightless.release import AliasVersion
+from weightless.settings import StoreSettings
+from weightless.store import ObjectVersion, Store
+
+#: an object version younger than this may belong to a publication that has not written its manifest yet
+GRACE = timedelta(hours=24)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was deleted and what stays; bytes of the deleted object versions."""
+
+    model: str
+    deleted: list[str]
+    kept: list[str]
+    versions: int
+    bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def prune(
+    store_settings: StoreSettings, settings: SeedSettings, model: str, keep: int, grace: timedelta = GRACE
+) -> Pruned:
+    """Keep the newest `keep` releases, the one served and the one that a rollback would serve; delete the others.
+
+    Then delete every object version that no release names, unless a plain listing shows it or it is younger than
+    `grace`. Raises ModelNotFound, StoreError.
+    """
+    store = Store(store_settings)
+    store.check()
+    names = store.releases(model)
+    if not names:
+        raise ModelNotFound(
+            f"model {model}: no release exists, so there is nothing to prune; `make models` lists what there is"
+        )
+    kept = {*names[len(names) - keep :], *_pointed_at(store.alias_history(model))} & set(names)
+    old = [name for name in names if name not in kept]
+    releases, models = store_settings.releases_bucket, store_settings.models_bucket
+    with configured_mc(store_settings, settings.mc) as mc:
+        # Manifests first: a release whose files are gone must not be there to be promoted.
+        for name in old:
+            mc.run("rm", "--versions", "--force", f"{ALIAS}/{releases}/{model}/{name}.json")
+        unnamed = _unnamed(store, model, datetime.now(UTC) - grace)
+        for version in unnamed:
+            mc.run("rm", "--version-id", version.version_id, f"{ALIAS}/{models}/{version.key}")
+    return Pruned(model, old, sorted(kept, key=names.index), len(unnamed), sum(version.size for version in unnamed))
+
+
+def _pointed_at(history: list[AliasVersion]) -> list[str]:
+    """The release that is served, and the one before it."""
+    pointed: list[str] = []
+    for version in history:
+        if version.alias and version.alias.release not in pointed:
+            pointed.append(version.alias.release)
+    return pointed[:2]
+
+
+def _unnamed(store: Store, model: str, before: datetime) -> list[ObjectVersion]:
+    named = {pair for name in store.releases(model) for pair in store.release(model, name).location.versions.items()}
+    versions = store.object_versions(model)
+    shown = {(version.key, version.version_id) for version in visible(versions)}
+    return [
+        version
+        for version in versions
+        if (version.key, version.version_id) not in named | shown
+        # A deletion that hides an object must stay, else what it hides comes back into the listing.
+        and not (version.deleted and version.latest)
+        and version.modified < before
+    ]
