@@ -25,17 +25,17 @@ class Hasher:
     """Feeds both digests in one pass."""
 
     def __init__(self) -> None:
-        self.size = 0
         self._blake3 = blake3.blake3()
         self._sha256 = hashlib.sha256()
+        self._size = 0
 
     def update(self, chunk: memoryview | bytes) -> None:
         self._blake3.update(chunk)
         self._sha256.update(chunk)
-        self.size += len(chunk)
+        self._size += len(chunk)
 
     def digests(self) -> Digests:
-        return Digests(self.size, self._blake3.hexdigest(), self._sha256.hexdigest())
+        return Digests(self._size, self._blake3.hexdigest(), self._sha256.hexdigest())
 
 
 def hash_file(path: Path, read: Callable[[int], None] | None = None) -> Digests:
