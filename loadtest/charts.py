@@ -1,0 +1,176 @@
+"""The recorder as charts: plotly figures as plain data, drawn by plotly.js on the page and in the report alike.
+
+Made by hand instead of with plotly's Python classes: these would be imported and validated on Locust's one thread, 0.4 s in
+which no user gets its answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from loadtest import tables
+from loadtest.coldstart import ARMS, ColdStart
+from loadtest.figures import Spread, shown, three_digits
+from loadtest.recorder import Recorder
+
+COLOURS = ("#4063d8", "#389826", "#cb3c33", "#9558b2", "#e69f00", "#17becf", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22")
+REST, FIRST = "#c9ced6", "#e8b04a"
+LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure of plotly.js: `tab` says under which tab it belongs."""
+
+    key: str
+    tab: str
+    title: str
+    note: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"key": self.key, "tab": self.tab, "title": self.title, "note": self.note,
+                "data": self.data, "layout": self.layout}  # fmt: skip
+
+
+def plotly_js() -> str:
+    """plotly.js as the plotly package ships it (4.8 MB), so that neither page nor report needs the network."""
+    return (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+
+
+def charts(recorder: Recorder) -> list[Chart]:
+    """All figures that have something to show."""
+    starts = [start for start in recorder.cold_starts if start.error is None]
+    found: list[Chart] = []
+    if starts:
+        by = tables.groups(starts)
+        found += [_phases(by), _each(by), _archives(by)]
+    found += _latency_over_time(recorder) + _latency_over_load(recorder) + _streams(recorder)
+    return [chart for chart in found if chart.data]
+
+
+Groups = dict[tuple[str, str, str], list[ColdStart]]
+
+
+def _label(key: tuple[str, str, str]) -> str:
+    model, release, arm = key
+    return f"{ARMS[arm].title}<br>{model} {release}"
+
+
+def _bars(rows: int) -> dict[str, Any]:
+    return {"barmode": "stack", "height": 160 + 46 * rows, "yaxis": {"autorange": "reversed", "automargin": True},
+            "legend": LEGEND, "margin": {"l": 170, "r": 20, "t": 20}}  # fmt: skip
+
+
+def _median(starts: Sequence[ColdStart], phase: str) -> float:
+    found = Spread.of(start.phases.get(phase, 0.0) for start in starts)
+    return found.median if found else 0.0
+
+
+def _phases(by: Groups) -> Chart:
+    """Bars by phase. What the phases do not explain of the time to READY, and the first token, are bars of their own."""
+    names = list(dict.fromkeys(p for starts in by.values() for start in starts for p in start.phases))
+    labels = [_label(key) for key in by]
+    columns: dict[str, list[float]] = {name: [] for name in (*names, "other, to READY", "READY to first token")}
+    for starts in by.values():
+        ready, first = tables.spread(starts, "ready_s"), tables.spread(starts, "first_s")
+        known = {name: _median(starts, name) for name in names}
+        for name, seconds in known.items():
+            columns[name].append(seconds)
+        to_ready = ready.median if ready else 0.0
+        columns["other, to READY"].append(max(0.0, to_ready - sum(known.values())))
+        columns["READY to first token"].append(max(0.0, first.median - to_ready) if first else 0.0)
+    colours = [*(COLOURS[i % len(COLOURS)] for i in range(len(names))), REST, FIRST]
+    data = [
+        {"type": "bar", "orientation": "h", "name": name, "y": labels, "x": seconds, "marker": {"color": colour},
+         "hovertemplate": "%{x:.3g} s<extra>" + name + "</extra>"}
+        for (name, seconds), colour in zip(columns.items(), colours, strict=True)
+        if any(seconds)
+    ]  # fmt: skip
+    layout = {
+        **_bars(len(labels)),
+        "xaxis": {"title": {"text": "seconds from the trigger, medians"}, "rangemode": "tozero"},
+    }
+    note = "Medians of each phase. An embedded archive is built before the trigger: see the tab Compare."
+    return Chart("phases", "cold-start", "From the trigger to the first token, by phase", note, data, layout)
+
+
+def _each(by: Groups) -> Chart:
+    data = [
+        {"type": "scatter", "mode": "markers", "name": _label(key), "y": [_label(key)] * len(starts),
+         "x": [start.ready_s for start in starts], "marker": {"size": 11, "opacity": 0.6, "color": COLOURS[i % len(COLOURS)]},
+         "hovertemplate": "%{x:.3g} s<extra>round %{text}</extra>", "text": [str(start.round) for start in starts]}
+        for i, (key, starts) in enumerate(by.items())
+    ]  # fmt: skip
+    layout = {**_bars(len(by)), "showlegend": False, "xaxis": {"title": {"text": "seconds to READY"}, "type": "log"}}
+    return Chart("each", "cold-start", "Every start", "One dot a start, on a logarithmic scale.", data, layout)
+
+
+def _archives(by: Groups) -> Chart:
+    built = {key: tables.spread(starts, "build_s") for key, starts in by.items()}
+    labels = [_label(key) for key, found in built.items() if found]
+    seconds = [found.median for found in built.values() if found]
+    sizes = [tables.spread(by[key], "archive_bytes") for key, found in built.items() if found]
+    text = [
+        f"{shown(s)} s, {shown(size.median / 1e6 if size else None)} MB" for s, size in zip(seconds, sizes, strict=True)
+    ]
+    data = [
+        {"type": "bar", "orientation": "h", "y": labels, "x": seconds, "text": text, "marker": {"color": COLOURS[3]}}
+    ]
+    layout = {**_bars(len(labels)), "showlegend": False, "xaxis": {"title": {"text": "seconds to build the archive"}}}
+    return Chart("archives", "compare", "Building what is registered", "Once for each release, before any start of it.",
+                 data if labels else [], layout)  # fmt: skip
+
+
+def _latency_over_time(recorder: Recorder) -> list[Chart]:
+    data: list[dict[str, Any]] = []
+    for i, (key, points) in enumerate(recorder.points.items()):
+        name = " ".join(part for part in (key.stage, key.model, key.kind) if part)
+        seen = [point for point in points if point.requests]
+        for what, dash in (("p50_ms", "solid"), ("p95_ms", "dot")):
+            data.append({
+                "type": "scatter", "mode": "lines+markers", "name": f"{name} {what[:3]}",
+                "x": [point.at * 1000 for point in seen], "y": [getattr(point, what) for point in seen],
+                "line": {"dash": dash, "color": COLOURS[i % len(COLOURS)]}, "marker": {"size": 4},
+            })  # fmt: skip
+    layout = {"height": 380, "xaxis": {"type": "date"}, "yaxis": {"title": {"text": "latency, ms"}, "rangemode": "tozero"},
+              "legend": LEGEND, "margin": {"t": 20}}  # fmt: skip
+    return [Chart("latency", "compare", "Latency over time", "Each point: the requests since the point before it.",
+                  data, layout)]  # fmt: skip
+
+
+def _latency_over_load(recorder: Recorder) -> list[Chart]:
+    """Only a run in steps has it: throughput on one axis, latency on the other, one point a step."""
+    steps: dict[tuple[str, str], list[tuple[float, float, str]]] = {}
+    for key, one in recorder.series.items():
+        rate, p95 = one.rate(one.requests - one.failures), one.latency.percentile(0.95)
+        if key.stage and rate is not None and p95 is not None:
+            steps.setdefault((key.model, key.kind), []).append((three_digits(rate), p95, key.stage))
+    data = [
+        {"type": "scatter", "mode": "lines+markers+text", "name": f"{model} {kind}, p95", "x": [s[0] for s in found],
+         "y": [s[1] for s in found], "text": [s[2] for s in found], "textposition": "top left"}
+        for (model, kind), found in steps.items()
+        if len(found) > 1
+    ]  # fmt: skip
+    layout = {"height": 380, "xaxis": {"title": {"text": "requests/s"}, "rangemode": "tozero"}, "margin": {"t": 20},
+              "yaxis": {"title": {"text": "p95 latency, ms"}, "rangemode": "tozero"}}  # fmt: skip
+    return [Chart("load", "compare", "Latency over load", "One point a step; where it bends, the server is full.",
+                  data, layout)]  # fmt: skip
+
+
+def _streams(recorder: Recorder) -> list[Chart]:
+    rows = tables.streaming(recorder).rows
+    marks = ("p50", "p95", "p99")
+    data = [
+        {"type": "bar", "name": f"{row['what']}: {label}", "x": list(marks), "y": [row[f"{what}_{mark}"] for mark in marks],
+         "marker": {"color": COLOURS[i % len(COLOURS)]}}
+        for i, (row, what, label) in enumerate(
+            (row, what, label) for row in rows for what, label in (("first", "first token"), ("gap", "between tokens"))
+        )
+    ]  # fmt: skip
+    layout = {"height": 360, "barmode": "group", "yaxis": {"title": {"text": "ms"}, "rangemode": "tozero"},
+              "legend": LEGEND, "margin": {"t": 20}}  # fmt: skip
+    return [Chart("streams", "streaming", "Time to first token, and between tokens", "Percentiles over all streams.",
+                  data, layout)]  # fmt: skip

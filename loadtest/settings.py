@@ -1,0 +1,50 @@
+"""The environment of a load test, read once."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import AnyHttpUrl, Field, SecretStr, model_validator
+
+from weightless.errors import SettingsError
+from weightless.settings import Settings
+
+
+class LoadtestSettings(Settings):
+    """Where the front door is, and with which key (API_KEY, or the file that API_KEY_FILE names; empty: none)."""
+
+    agent_url: AnyHttpUrl = AnyHttpUrl("http://127.0.0.1:8080")
+    api_key: SecretStr | None = None
+    api_key_file: Path | None = None
+    locust_port: Annotated[int, Field(ge=1, le=65535)] = 8089
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if self.api_key is not None and self.api_key_file is not None:
+            raise ValueError("required one of API_KEY and API_KEY_FILE, found both")
+        return self
+
+    @property
+    def url(self) -> str:
+        """AGENT_URL without a slash at the end."""
+        return str(self.agent_url).rstrip("/")
+
+    def headers(self) -> dict[str, str]:
+        """The headers that each request to the agent needs.
+
+        Raises:
+            SettingsError: the file of the key cannot be read.
+        """
+        key = self._key()
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+    def _key(self) -> str:
+        if self.api_key is not None:
+            return self.api_key.get_secret_value()
+        if self.api_key_file is None:
+            return ""
+        try:
+            return self.api_key_file.read_text().strip()
+        except OSError as error:
+            raise SettingsError(
+                f"API_KEY_FILE: required a readable file {self.api_key_file}, found: {error.strerror}"
+            ) from error

@@ -1,0 +1,1 @@
+"""The kinds of users, one a module: inference, streaming, embeddings, cold start."""

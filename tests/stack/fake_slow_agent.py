@@ -1,0 +1,108 @@
+"""A fake of the agent, for the statistics of the load test only: a slow server with known times that the page must show.
+
+Everything else is tested against the real agent. Run as a program it prints its port and serves until it is killed.
+"""
+
+import asyncio
+import json
+import os
+from typing import Any
+
+from aiohttp import web
+
+PREDICT_S, EMBED_S = 0.150, 0.060
+FIRST_TOKEN_S, BETWEEN_S, TOKENS = 0.240, 0.040, 6
+DIGEST = "blake3:" + "5e" * 32
+STARTS: dict[tuple[str, str], dict[str, Any]] = {
+    ("slim", "cold"): {"ready_s": 1.23, "first_s": 1.45, "build_s": None, "archive_bytes": 31_000,
+                       "bytes_from_store": 960_000_000, "phases": {"fetch": 0.8, "load": 0.3}},
+    ("slim", "warm"): {"ready_s": 0.321, "first_s": 0.521, "build_s": None, "archive_bytes": 31_000,
+                       "bytes_from_store": 0, "phases": {"load": 0.3}},
+    ("mar", "cold"): {"ready_s": 15.4, "first_s": 16.0, "build_s": 84.9, "archive_bytes": 764_000_000,
+                      "bytes_from_store": 0, "phases": {"unpack": 9.1, "load": 4.2}},
+}  # fmt: skip
+STATUS = {
+    "version": "0.0-fake", "healthy": True, "device": {"type": "cpu"},
+    "models": {
+        "falcon-tiny": {"state": "serving", "serving": "v1", "wanted": "v1", "digest": DIGEST, "task": "text-generation"},
+        "minilm": {"state": "serving", "serving": "v1", "wanted": "v1", "digest": DIGEST, "task": "embeddings"},
+    },
+}  # fmt: skip
+KNOWN = ("falcon-tiny", "falcon-1g")
+busy = asyncio.Lock()
+
+
+def refuse(code: int, kind: str, message: str) -> web.Response:
+    return web.json_response({"error": {"code": code, "type": kind, "message": message}}, status=code)
+
+
+@web.middleware
+async def keyed(request: web.Request, handler: Any) -> web.StreamResponse:
+    key = os.environ.get("API_KEY")
+    if key and request.headers.get("Authorization") != f"Bearer {key}":
+        return refuse(401, "unauthorized", "required the API key, found none or another")
+    answer: web.StreamResponse = await handler(request)
+    return answer
+
+
+async def status(_: web.Request) -> web.Response:
+    return web.json_response(STATUS)
+
+
+async def predict(request: web.Request) -> web.StreamResponse:
+    body = await request.json()
+    if body["input"] == "fail" or os.environ.get("FAKE_FAILS"):
+        return refuse(503, "overloaded", "required fewer than 256 requests, found 256")
+    if request.match_info["model"] == "minilm":
+        await asyncio.sleep(EMBED_S)
+        return web.json_response([{"embedding": [0.1, 0.2, 0.3]} for _ in body["input"]])
+    if body.get("stream"):
+        return await stream(request)
+    await asyncio.sleep(PREDICT_S)
+    answer = [{"generated_text": "a known sentence", "generated_tokens": 3, "finish_reason": "stop"}]
+    return web.json_response(answer, headers={"X-Weightless-Model": "falcon-tiny", "X-Weightless-Release": "v1"})
+
+
+async def stream(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Weightless-Release": "v1"})
+    await response.prepare(request)
+    for number in range(TOKENS):
+        await asyncio.sleep(BETWEEN_S if number else FIRST_TOKEN_S)
+        await response.write(b'data: {"token": "word "}\n\n')
+    await response.write(
+        b"data: " + json.dumps({"generated_text": "word " * TOKENS, "finish_reason": "length"}).encode() + b"\n\n"
+    )
+    await response.write_eof()
+    return response
+
+
+async def cold_start(request: web.Request) -> web.Response:
+    body = await request.json()
+    if busy.locked():
+        return refuse(409, "busy", "another cold start is being measured")
+    if body["model"] not in KNOWN or (body["model"] == "falcon-1g" and os.environ.get("FAKE_WITHOUT_1G")):
+        return refuse(404, "model_not_found", f"required a model with a release, found {body['model']!r}")
+    if body["variant"] != "slim" and os.environ.get("FAKE_WITHOUT_BASELINE"):
+        return refuse(503, "no_baseline", "no baseline answers")
+    async with busy:
+        await asyncio.sleep(0.05)
+    known = STARTS[(body["variant"], body["cache"])]
+    return web.json_response({"model": body["model"], "release": "v1", "digest": DIGEST, **known})
+
+
+async def main() -> None:
+    app = web.Application(middlewares=[keyed])
+    app.add_routes([
+        web.get("/status", status), web.post("/predictions/{model}", predict), web.post("/coldstart", cold_start),
+    ])  # fmt: skip
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", int(os.environ.get("FAKE_PORT", "0")))
+    await site.start()
+    assert site._server is not None
+    print(site._server.sockets[0].getsockname()[1], flush=True)  # type: ignore[attr-defined]
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

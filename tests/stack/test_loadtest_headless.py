@@ -1,0 +1,153 @@
+"""`python -m loadtest`: what it measures, writes, says and exits with. The agent is the fake whose times are known."""
+
+import json
+import os
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from tests.services import ROOT
+from tests.stack import fake_slow_agent as fake
+from tests.stack.test_locust_ui import KEY, fake_agent
+
+
+def loadtest(agent: str, out: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "loadtest", "--out", str(out), *arguments]
+    return subprocess.run(
+        command,
+        env=os.environ | {"AGENT_URL": agent} | environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def read(out: Path, profile: str) -> dict[str, Any]:
+    return json.loads((out / f"{profile}.json").read_text())  # type: ignore[no-any-return]
+
+
+def rows(found: dict[str, Any], table: str) -> dict[str, dict[str, Any]]:
+    return {row["what"]: row for row in found["tables"][table]}
+
+
+class Outside(HTMLParser):
+    """Collects what a page would load from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "link", "img", "iframe"):
+            self.found += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+def test_quick_measures_what_the_server_is_known_to_take(tmp_path: Path) -> None:
+    with fake_agent(tmp_path, API_KEY=KEY) as agent:
+        run = loadtest(agent, tmp_path / "out", "--profile", "quick", "--seconds", "2", API_KEY=KEY)
+    assert run.returncode == 0, run.stderr
+    found = read(tmp_path / "out", "quick")
+    inference, stream = rows(found, "inference"), rows(found, "streaming")["falcon-tiny v1 stream"]
+    for name, known_s in (("falcon-tiny v1 generate", fake.PREDICT_S), ("minilm v1 embed", fake.EMBED_S)):
+        assert known_s * 1000 <= inference[name]["p50"] < known_s * 1000 + 60, inference[name]
+        assert inference[name]["failures"] == 0
+    four_users_each_waiting_for_its_answer = 4 / fake.PREDICT_S
+    assert 0.6 < inference["falcon-tiny v1 generate"]["rate"] / four_users_each_waiting_for_its_answer <= 1
+    assert fake.FIRST_TOKEN_S * 1000 <= stream["first_p50"] < fake.FIRST_TOKEN_S * 1000 + 60
+    assert fake.BETWEEN_S * 1000 - 5 <= stream["gap_p50"] < fake.BETWEEN_S * 1000 + 20
+    starts = found["cold_starts"]["starts"]
+    arms = ["slim-cold", "slim-warm", "mar"]
+    assert [s["arm"] for s in starts] == [*arms, *reversed(arms), *arms]
+    assert found["cold_starts"]["spreads"]["falcon-tiny v1 mar"]["ready_s"] == {
+        "samples": 3, "median": 15.4, "min": 15.4, "max": 15.4}  # fmt: skip
+    assert found["agent"]["models"]["falcon-tiny"] == {
+        "release": "v1", "digest": fake.DIGEST, "task": "text-generation", "state": "serving"}  # fmt: skip
+    assert found["ok"] and found["machine"]["cores"] and found["versions"]["locust"]
+    assert found["settings"]["cold_start_samples"] == 3
+
+    html = (tmp_path / "out" / "quick.html").read_text()
+    page = Outside()
+    page.feed(html)
+    assert page.found == [], "the report must stand alone"
+    assert fake.DIGEST in html and "From the trigger to the first token, by phase" in html
+    for text in (html, json.dumps(found), run.stdout, run.stderr):
+        assert KEY not in text
+    assert "slim-cold #1: READY after 1.23 s, first token after 1.45 s" in run.stderr
+
+
+def test_failed_requests_fail_the_run(tmp_path: Path) -> None:
+    with fake_agent(tmp_path, FAKE_FAILS="1") as agent:
+        run = loadtest(agent, tmp_path / "out", "--profile", "soak", "--seconds", "2", "--users", "2")
+    assert run.returncode == 1, run.stderr
+    gate = read(tmp_path / "out", "soak")["gates"][0]
+    assert gate["name"] == "failed requests" and not gate["ok"]
+    assert "FAILED: failed requests: required at most 0.00%" in run.stderr
+    assert "Failed" in (tmp_path / "out" / "soak.html").read_text()
+
+
+def test_a_missed_latency_fails_the_run(tmp_path: Path) -> None:
+    with fake_agent(tmp_path) as agent:
+        arguments = ("--profile", "soak", "--seconds", "2", "--max-p95-ms")
+        assert loadtest(agent, tmp_path / "out", *arguments, "100").returncode == 1
+        assert loadtest(agent, tmp_path / "out", *arguments, "5000").returncode == 0
+
+
+def test_coldstart_measures_the_big_model_and_says_ratios(tmp_path: Path) -> None:
+    with fake_agent(tmp_path) as agent:
+        run = loadtest(agent, tmp_path / "out", "--profile", "coldstart", "--cold-start-samples", "2")
+    assert run.returncode == 0, run.stderr
+    compare = rows(read(tmp_path / "out", "coldstart"), "compare")
+    assert compare["slim, empty cache over embedded .mar, to READY"] == {
+        "what": "slim, empty cache over embedded .mar, to READY", "model": "falcon-1g v1",
+        "slim": 1.23, "embedded": 15.4, "ratio": 0.0799, "times": 12.5}  # fmt: skip
+
+
+def test_no_agent_says_what_to_do(tmp_path: Path) -> None:
+    run = loadtest("http://127.0.0.1:9", tmp_path / "out")
+    assert run.returncode == 2
+    assert run.stderr.strip() == (
+        "loadtest: required the agent at http://127.0.0.1:9, found: [Errno 111] Connection refused; start the stack with "
+        "`make up`, or set AGENT_URL"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_baseline_says_what_to_do(tmp_path: Path) -> None:
+    with fake_agent(tmp_path, FAKE_WITHOUT_BASELINE="1") as agent:
+        coldstart = loadtest(agent, tmp_path / "out", "--profile", "coldstart")
+        quick = loadtest(agent, tmp_path / "out", "--profile", "quick", "--seconds", "1")
+    assert coldstart.returncode == 2
+    assert "start it with `make baseline`" in coldstart.stderr
+    assert not (tmp_path / "out" / "coldstart.json").exists(), "no result of half an experiment"
+    assert quick.returncode == 0, "the quick profile does without, and says so"
+    assert (
+        "start it with `make baseline`" in rows(read(tmp_path / "out", "quick"), "cold-start")["embedded .mar"]["note"]
+    )
+
+
+def test_another_key_is_refused(tmp_path: Path) -> None:
+    with fake_agent(tmp_path, API_KEY=KEY) as agent:
+        run = loadtest(agent, tmp_path / "out", API_KEY="another")
+    assert run.returncode == 2
+    assert "wants another key" in run.stderr and "set API_KEY" in run.stderr
+
+
+def test_a_model_that_is_not_served(tmp_path: Path) -> None:
+    with fake_agent(tmp_path) as agent:
+        run = loadtest(agent, tmp_path / "out", "--profile", "soak", "--seconds", "1", "--model", "falcon-7b")
+    assert run.returncode == 2
+    assert "required model 'falcon-7b' to be served (task text-generation), found falcon-tiny" in run.stderr
+
+
+def test_open_loop_keeps_its_rate_and_counts_from_when_a_request_was_due(tmp_path: Path) -> None:
+    """Twenty arrivals a second at a server that takes 150 ms: one closed-loop user could only send 6.7."""
+    with fake_agent(tmp_path) as agent:
+        arguments = ("--profile", "soak", "--seconds", "6", "--users", "2", "--arrival-rate", "10")
+        run = loadtest(agent, tmp_path / "out", *arguments)
+    assert run.returncode == 0, run.stderr
+    row = rows(read(tmp_path / "out", "soak"), "inference")["falcon-tiny v1 generate (soak)"]
+    assert 13 < row["rate"] < 27, row
+    assert fake.PREDICT_S * 1000 <= row["p50"] < fake.PREDICT_S * 1000 + 80, row

@@ -1,0 +1,316 @@
+"""Locust's page as a person uses it: a real Locust process, driven in a real browser from start form to filled tables and charts.
+
+The agent behind it is the fake of fake_slow_agent.py here, whose times are known: what the page shows must be those.
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.services import ROOT, free_port, wait_for
+from tests.stack import fake_slow_agent as fake
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="no Chromium: apt-get install chromium chromium-driver"
+)
+SCREENSHOTS = ROOT / "build" / "screenshots"
+KEY = "a-key-that-must-not-be-shown"
+
+
+@contextmanager
+def process(arguments: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as out:
+        child = subprocess.Popen(arguments, env=os.environ | environment, cwd=ROOT, stdout=out, stderr=out)
+        try:
+            yield child
+        finally:
+            child.terminate()
+            try:
+                child.wait(20)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+@contextmanager
+def fake_agent(folder: Path, **environment: str) -> Iterator[str]:
+    """A fake agent's address."""
+    log = folder / "agent.log"
+    with process([sys.executable, str(Path(fake.__file__))], environment, log):
+        port = wait_for(lambda: log.read_text().split("\n")[0].strip(), "the fake agent's port")
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def locust(folder: Path, agent: str, *arguments: str, **environment: str) -> Iterator[str]:
+    """The address of a Locust page."""
+    port = free_port()
+    command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", *arguments]
+    with process(command, {"AGENT_URL": agent, "LOCUST_PORT": str(port)} | environment, folder / "locust.log") as child:
+        url = f"http://127.0.0.1:{port}"
+
+        def up() -> bool:
+            assert child.poll() is None, (folder / "locust.log").read_text()
+            return bool(get(url))
+
+        wait_for(up, "Locust's page")
+        yield url
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return answer.read().decode()  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[WebDriver]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM or ""
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+                 "disable-component-update", "disable-sync", "disable-dev-shm-usage", "window-size=1500,1300",
+                 f"user-data-dir={tmp_path / 'profile'}"):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def shoot(browser: WebDriver, name: str) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    browser.save_screenshot(str(SCREENSHOTS / f"{name}.png"))
+
+
+def text(browser: WebDriver) -> str:
+    return browser.find_element(By.TAG_NAME, "body").text
+
+
+def shows(what: str, browser: WebDriver) -> bool:
+    return what in text(browser)
+
+
+def table_row(browser: WebDriver, name: str) -> list[str]:
+    """The cells of the first row of the page that has a cell of that text; empty if there is none.
+
+    Read in one go: React replaces rows at any time.
+    """
+    rows: list[list[str]] = browser.execute_script(
+        "return [...document.querySelectorAll('#root tbody tr')].map(r => [...r.cells].map(c => c.innerText))"
+    )
+    return next((cells for cells in rows if name in cells), [])
+
+
+def open_tab(browser: WebDriver, title: str) -> None:
+    tabs = {tab.text.lower(): tab for tab in browser.find_elements(By.CSS_SELECTOR, "[role=tab]")}
+    assert title.lower() in tabs, f"required a tab {title!r}, found {list(tabs)}"
+    tabs[title.lower()].click()
+
+
+def pick_users(browser: WebDriver, wanted: set[str]) -> None:
+    """In the class picker, where every kind of user is picked at first, leave the wanted ones."""
+    for row in browser.find_elements(By.CSS_SELECTOR, "#root table tbody tr"):
+        name = next((user for user in USERS if user in row.text), None)
+        box = row.find_element(By.CSS_SELECTOR, "input[type=checkbox]")
+        if name and box.is_selected() != (name in wanted):
+            box.click()
+
+
+USERS = ("InferenceUser", "StreamingUser", "EmbeddingsUser", "ColdStartUser")
+
+
+def start(browser: WebDriver) -> None:
+    browser.find_element(By.XPATH, "//button[@type='submit']").click()
+
+
+def begin(browser: WebDriver, url: str) -> WebDriverWait[WebDriver]:
+    """Open the start form with our fields unfolded."""
+    browser.get(url)
+    wait = WebDriverWait(browser, 60)
+    wait.until(lambda b: "Custom parameters" in text(b))
+    for summary in browser.find_elements(By.CSS_SELECTOR, ".MuiAccordionSummary-root"):
+        if summary.text == "Custom parameters":
+            summary.click()
+    wait.until(lambda b: b.find_element(By.NAME, "promptWords").is_displayed())
+    return wait
+
+
+def fill(browser: WebDriver, name: str, value: str) -> None:
+    field = browser.find_element(By.NAME, name)
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys(value)
+
+
+def plots(browser: WebDriver) -> list[str]:
+    """The headings of the charts that are drawn (their SVG has marks) in the frame below the table."""
+    browser.switch_to.frame("weightless")
+    try:
+        drawn: list[str] = browser.execute_script(
+            "return [...document.querySelectorAll('.js-plotly-plot')]"
+            ".filter(p => p.querySelectorAll('.main-svg .point, .main-svg .scatterlayer path').length)"
+            ".map(p => p.previousElementSibling.previousElementSibling.textContent)"
+        )
+        return drawn
+    finally:
+        browser.switch_to.default_content()
+
+
+@needs_browser
+def test_from_the_start_form_to_filled_tables_and_charts(browser: WebDriver, tmp_path: Path) -> None:
+    with fake_agent(tmp_path, API_KEY=KEY) as agent, locust(tmp_path, agent, API_KEY=KEY) as url:
+        wait = begin(browser, url)
+        assert browser.find_element(By.NAME, "host").get_attribute("value") == agent
+        shoot(browser, "locust-form")
+        start(browser)
+        wait.until(lambda b: table_row(b, "minilm embed"))
+        wait.until(lambda b: table_row(b, "falcon-tiny stream"))
+        generate = wait.until(lambda b: table_row(b, "falcon-tiny generate"))
+        shoot(browser, "locust-statistics")
+        assert fake.PREDICT_S * 1000 <= float(generate[4]) < fake.PREDICT_S * 1000 + 100, generate
+
+        open_tab(browser, "Cold start")
+        wait.until(
+            lambda b: table_row(b, "slim, empty cache")[2:3] == ["5"] and table_row(b, "embedded .mar")[2:3] == ["5"]
+        )
+        cold = table_row(browser, "slim, empty cache")
+        assert cold == ["slim, empty cache", "falcon-1g v1", "5", "0", "1.23", "1.23 to 1.23", "1.45", "1.45 to 1.45",
+                        "-", "0.031", "960", ""]  # fmt: skip
+        assert table_row(browser, "embedded .mar")[4:10] == ["15.4", "15.4 to 15.4", "16", "16 to 16", "84.9", "764"]
+        wait.until(lambda b: {"From the trigger to the first token, by phase", "Every start"} <= set(plots(b)))
+        shoot(browser, "locust-cold-start")
+
+        open_tab(browser, "Compare")
+        ratio = wait.until(lambda b: table_row(b, "slim, empty cache over embedded .mar, to READY"))
+        assert ratio[2:] == ["1.23", "15.4", "0.0799", "12.5"]
+        wait.until(lambda b: {"Building what is registered", "Latency over time"} <= set(plots(b)))
+        shoot(browser, "locust-compare")
+
+        open_tab(browser, "Streaming")
+        stream = wait.until(lambda b: table_row(b, "falcon-tiny v1 stream"))
+        first, gap = float(stream[3]), float(stream[6])
+        assert fake.FIRST_TOKEN_S * 1000 <= first < fake.FIRST_TOKEN_S * 1000 + 100, stream
+        assert fake.BETWEEN_S * 1000 - 5 <= gap < fake.BETWEEN_S * 1000 + 40, stream
+        wait.until(lambda b: plots(b) == ["Time to first token, and between tokens"])
+        shoot(browser, "locust-streaming")
+
+        # Cold starts are an experiment of their own: none of them is among Locust's requests.
+        names = {row["name"] for row in json.loads(get(f"{url}/stats/requests"))["stats"]}
+        assert names == {"falcon-tiny generate", "falcon-tiny stream", "minilm embed", "Aggregated"}
+        log = browser.get_log("browser")  # type: ignore[attr-defined]
+        # Locust alone keeps two digits: of nine times of 60 to 600 ms, each would be a multiple of 10.
+        kept = [
+            row[key]
+            for row in json.loads(get(f"{url}/stats/requests"))["stats"]
+            for key in ("median_response_time", "response_time_percentile_0.95", "response_time_percentile_0.99")
+        ]
+        assert any(time > 100 and time % 10 for time in kept), kept
+        errors = [entry for entry in log if entry["level"] == "SEVERE"]
+        assert not errors, errors
+
+        samples = list(csv.DictReader(io.StringIO(get(f"{url}/weightless/samples.csv"))))
+        assert len(samples) == 15
+        assert [row["arm"] for row in samples[:6]] == ["slim-cold", "slim-warm", "mar", "mar", "slim-warm", "slim-cold"]
+        found = get(f"{url}/weightless/result.json")
+        assert json.loads(found)["agent"]["models"]["falcon-tiny"]["digest"] == fake.DIGEST
+        for place in (found, get(url), get(f"{url}/logs"), get(f"{url}/weightless/data.json")):
+            assert KEY not in place
+    assert KEY not in (tmp_path / "locust.log").read_text()
+
+
+@needs_browser
+def test_the_form_says_what_is_wrong_with_it(browser: WebDriver, tmp_path: Path) -> None:
+    with fake_agent(tmp_path) as agent, locust(tmp_path, agent) as url:
+        wait = begin(browser, url)
+        fill(browser, "answerTokens", "many")
+        start(browser)
+        wait.until(lambda b: "required a number or a range such as 16-64, found 'many'" in text(b))
+        fill(browser, "answerTokens", "16-32")
+        fill(browser, "host", "http://127.0.0.1:9")
+        start(browser)
+        wait.until(lambda b: "start the stack with `make up`, or set AGENT_URL" in text(b))
+        shoot(browser, "locust-form-error")
+        assert json.loads(get(f"{url}/stats/requests"))["state"] == "ready"
+
+
+@needs_browser
+def test_cold_starts_alone_end_by_themselves(browser: WebDriver, tmp_path: Path) -> None:
+    with fake_agent(tmp_path, FAKE_WITHOUT_1G="1", FAKE_WITHOUT_BASELINE="1") as agent, locust(tmp_path, agent) as url:
+        wait = begin(browser, url)
+        pick_users(browser, {"ColdStartUser"})
+        start(browser)
+        wait.until(lambda b: "STOPPED" in text(b))
+        open_tab(browser, "Cold start")
+        # falcon-1g is not published here: the small model is measured instead.
+        wait.until(lambda b: table_row(b, "slim, warm cache")[1:3] == ["falcon-tiny v1", "5"])
+        assert "start it with `make baseline`" in table_row(browser, "embedded .mar")[-1]
+        shoot(browser, "locust-no-baseline")
+        assert "measuring falcon-tiny instead" in (tmp_path / "locust.log").read_text()
+
+
+@needs_browser
+def test_the_page_behind_a_login(browser: WebDriver, tmp_path: Path) -> None:
+    with fake_agent(tmp_path, API_KEY=KEY) as agent, locust(tmp_path, agent, "--web-login", API_KEY=KEY) as url:
+        browser.get(url)
+        wait = WebDriverWait(browser, 30)
+        for key, then in (("another", "That is not the API key"), (KEY, "Custom parameters")):
+            wait.until(lambda b: b.find_elements(By.NAME, "key"))
+            browser.find_element(By.NAME, "key").send_keys(key)
+            start(browser)
+            wait.until(partial(shows, then))
+        for path in ("data.json", "result.json", "samples.csv", ""):
+            assert "Cold start" not in get(f"{url}/weightless/{path}"), path
+
+
+def test_two_workers_report_to_one_master(tmp_path: Path) -> None:
+    """Requests and cold starts of both workers are on the master's page, each once."""
+    port = str(free_port())
+    worker = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--worker", "--master-port", port]
+    with (
+        fake_agent(tmp_path) as agent,
+        locust(tmp_path, agent, "--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port) as url,
+        process(worker, {"AGENT_URL": agent}, tmp_path / "worker1.log"),
+        process(worker, {"AGENT_URL": agent}, tmp_path / "worker2.log"),
+    ):
+        wait_for(lambda: json.loads(get(f"{url}/worker-count"))["worker_count"] == 2, "two workers")
+        form = {"user_count": "8", "spawn_rate": "8", "host": agent, "cold_start_samples": "2"}
+        assert json.loads(post(f"{url}/swarm", form))["success"]
+
+        def data() -> dict[str, Any]:
+            return json.loads(get(f"{url}/weightless/data.json"))["tables"]  # type: ignore[no-any-return]
+
+        wait_for(lambda: [row["good"] for row in data()["cold-start"]["rows"]] == [2, 2, 2], "two starts of each")
+        assert [row["ready"] for row in data()["cold-start"]["rows"]] == [1.23, 0.321, 15.4]
+        post(f"{url}/stop", {})
+        wait_for(lambda: json.loads(get(f"{url}/stats/requests"))["state"] == "stopped", "the run to stop")
+
+        def same() -> bool:
+            ours = {row["what"]: row["requests"] for row in data()["inference"]["rows"]}
+            theirs = {row["name"]: row["num_requests"] for row in json.loads(get(f"{url}/stats/requests"))["stats"]}
+            return len(ours) == 3 and sum(ours.values()) == theirs["Aggregated"]
+
+        wait_for(same, "as many requests in our tables as in Locust's own", 20)
+
+
+def post(url: str, form: dict[str, str]) -> str:
+    with urllib.request.urlopen(url, data=urllib.parse.urlencode(form).encode(), timeout=20) as answer:
+        return answer.read().decode()  # type: ignore[no-any-return]
