@@ -1,0 +1,349 @@
+"""Fetching the missing blobs of a release: threads that each have a connection, a buffer, and the next part to get.
+
+A thread goes through one file from front to back as long as there are more files than threads, which hashes everything as
+it streams; when fewer files are left than threads, the idle ones take parts of what the others still have. A file that
+another process is fetching is left to it, and looked at again when there is nothing else to do.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tenacity
+
+from weightless.errors import FetchFailed, VerificationFailed
+from weightless.fetch.partial import Partial, finished_parts
+from weightless.fetch.plan import Span
+from weightless.fetch.wire import Connection, Interrupted
+from weightless.release import FileEntry, Release
+from weightless.settings import FetchSettings, StoreSettings
+
+_log = logging.getLogger(__name__)
+BUFFER_BYTES = (
+    1 << 20
+)  # of 256 KiB to 4 MiB the one with the least CPU time: system calls are few, and it stays in the cache
+_TRIES = 3  # how often a file whose bytes are wrong is fetched from the start
+_LOOK_AGAIN = 0.05  # seconds between looks at what another process is fetching
+_TICK = 0.2  # seconds between two reports of progress
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Bytes and files of the release that are verified or on their way, whoever fetches them, of all that it has."""
+
+    done: int
+    total: int
+    files_done: int
+    files: int
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where blobs and partial files lie, and the permission bits of new ones."""
+
+    blob: Callable[[str], Path]
+    partial: Callable[[str], Path]
+    mode: int
+
+
+@dataclass(eq=False)
+class _File:
+    """A file of the plan, once it is this process's to fetch."""
+
+    entry: FileEntry
+    partial: Partial
+    parts: deque[Span]
+    flying: int = 0
+    tries: int = 1
+    ended: bool = False
+
+
+@dataclass
+class _Flight:
+    """A part on its way: up to where it came, and how many attempts in a row brought nothing."""
+
+    file: _File
+    part: Span
+    at: int
+    futile: int = 0
+
+
+@dataclass
+class _Counters:
+    received: int = 0
+    retries: int = 0
+    done: int = 0
+    files_done: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, *, received: int = 0, retries: int = 0, done: int = 0, files_done: int = 0) -> None:
+        with self.lock:
+            self.received += received
+            self.retries += retries
+            self.done += done
+            self.files_done += files_done
+
+
+class Transfer:
+    """One run over the missing files of one release. `received` and `retries` count what this process did."""
+
+    def __init__(
+        self,
+        store: StoreSettings,
+        release: Release,
+        missing: Sequence[FileEntry],
+        places: Places,
+        settings: FetchSettings,
+        report: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """`missing`: in the order in which to fetch them. `report`: called with bytes and files done, by `run`'s own thread."""
+        self._store = store
+        self._release = release
+        self._places = places
+        self._settings = settings
+        self._report = report
+        self._queue = deque(missing)
+        self._left = len(missing)  # files that do not have their final name yet
+        self._open: list[_File] = []
+        self._elsewhere: dict[str, FileEntry] = {}
+        self._looked = 0.0
+        self._changed = threading.Condition()
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+        self._count = _Counters()
+        self._connections: list[Connection] = []
+
+    @property
+    def received(self) -> int:
+        return self._count.received
+
+    @property
+    def retries(self) -> int:
+        return self._count.retries
+
+    def run(self) -> None:
+        """Return when every file is verified under its final name; else raise the first thing that went wrong."""
+        threads = [
+            threading.Thread(target=self._work, name=f"fetch-{number}", daemon=True)
+            for number in range(self._settings.fetch_connections)
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+            while self._left and self._failure is None:
+                with self._changed:
+                    self._changed.wait_for(lambda: not self._left or self._failure is not None, _TICK)
+                self._tell()
+        finally:
+            self._end()
+            for thread in threads:
+                thread.join()
+            for file in self._open:
+                file.partial.close()
+        if self._failure is not None:
+            raise self._failure
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._report:
+            with self._changed:
+                waiting = [entry for entry in self._elsewhere.values() if entry.size > self._settings.fetch_part_bytes]
+            elsewhere = sum(map(self._seen_elsewhere, waiting))
+            self._report(self._count.done + elsewhere, self._count.files_done)
+
+    def _seen_elsewhere(self, entry: FileEntry) -> int:
+        """Bytes of a file that another process is fetching, as far as its sidecar says."""
+        try:
+            path = self._places.partial(entry.blake3)
+            return sum(map(len, finished_parts(path.with_name(f"{path.name}.parts"))))
+        except (ValueError, OSError):
+            return 0
+
+    def _end(self) -> None:
+        self._stop.set()
+        with self._changed:
+            self._changed.notify_all()
+            connections = list(self._connections)
+        for connection in connections:
+            connection.abort()
+
+    # ---- one thread
+
+    def _work(self) -> None:
+        buffer = memoryview(bytearray(BUFFER_BYTES))
+        try:
+            with Connection(self._store, self._settings.fetch_stall_seconds) as connection:
+                with self._changed:
+                    self._connections.append(connection)
+                flight: _Flight | None = None
+                while (flight := self._next(flight.file if flight else None, buffer)) is not None:
+                    self._get(connection, flight, buffer)
+                    self._landed(flight.file, buffer)
+        except BaseException as error:
+            with self._changed:
+                self._failure = self._failure or error
+            self._end()
+
+    def _next(self, mine: _File | None, buffer: memoryview) -> _Flight | None:
+        """The next part for a thread that last worked on `mine`; waits while others may still leave something. None: the end."""
+        while True:
+            with self._changed:
+                if self._stop.is_set() or not self._left:
+                    return None
+                file = self._pick(mine)
+                if file is not None:
+                    file.flying += 1
+                    part = file.parts.popleft()
+                    return _Flight(file, part, part.start)
+                if not self._queue:
+                    self._wait()
+                    continue
+                entry = self._queue.popleft()
+            mine = self._begin(entry, buffer)
+
+    def _pick(self, mine: _File | None) -> _File | None:
+        """This thread's own file; else, when no file waits to be begun, the one with the most left."""
+        if mine is not None and mine.parts:
+            return mine
+        if self._queue:
+            return None
+        return max((file for file in self._open if file.parts), key=lambda file: len(file.parts), default=None)
+
+    def _wait(self) -> None:
+        """Until there may be something to do; now and then that is another look at what other processes fetch."""
+        self._changed.wait(_LOOK_AGAIN if self._elsewhere else None)
+        if self._elsewhere and not self._queue and time.monotonic() - self._looked >= _LOOK_AGAIN:
+            self._looked = time.monotonic()
+            self._queue.extend(self._elsewhere.values())
+            self._elsewhere.clear()
+
+    def _begin(self, entry: FileEntry, buffer: memoryview) -> _File | None:
+        """Make the file ours to fetch. None: it is there already, or somebody else is fetching it."""
+        blob, path = self._places.blob(entry.blake3), self._places.partial(entry.blake3)
+        if _size(blob) == entry.size:
+            self._done(entry.size)
+            return None
+        partial = Partial.open(path, entry, self._settings.fetch_part_bytes, self._places.mode)
+        if partial is None:
+            with self._changed:
+                self._elsewhere[entry.blake3] = entry
+            return None
+        if _size(blob) == entry.size:  # whoever held the lock gave the blob its final name before we got it
+            partial.discard()
+            self._done(entry.size)
+            return None
+        file = _File(entry, partial, deque(partial.left()))
+        self._count.add(done=partial.finished_bytes)
+        with self._changed:
+            self._open.append(file)
+            if len(file.parts) > 1:
+                self._changed.notify_all()
+        partial.catch_up(buffer)
+        self._finish_if_whole(file)
+        return file
+
+    def _get(self, connection: Connection, flight: _Flight, buffer: memoryview) -> None:
+        """Bring one part, going on where an attempt ended; give up after so many attempts that brought nothing."""
+        partial = flight.file.partial
+        partial.allocate(flight.part)
+        claimed = partial.claim(flight.part.start)
+        try:
+            for attempt in tenacity.Retrying(
+                retry=tenacity.retry_if_exception_type(Interrupted),
+                wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
+                stop=lambda state: flight.futile >= self._settings.fetch_attempts or self._stop.is_set(),
+                sleep=tenacity.sleep_using_event(self._stop),
+                before_sleep=self._retrying,
+                reraise=True,
+            ):
+                with attempt:
+                    self._attempt(connection, flight, buffer, claimed)
+        except Interrupted as error:
+            raise FetchFailed(f"{error}; gave up after {flight.futile} attempts that brought nothing") from error
+        finally:
+            if claimed:
+                partial.unclaim()
+        partial.finish(flight.part)
+
+    def _attempt(self, connection: Connection, flight: _Flight, buffer: memoryview, claimed: bool) -> None:
+        entry, end, began = flight.file.entry, flight.part.end, flight.at
+        release = self._release
+        flight.futile += 1
+        body = connection.get(
+            release.location.bucket,
+            release.key(entry),
+            release.version(entry),
+            offset=began,
+            length=end - began,
+            size=entry.size,
+        )
+        try:
+            while flight.at < end:
+                got = body.readinto(buffer)
+                flight.file.partial.write(buffer[:got], flight.at, claimed=claimed)
+                flight.at += got
+                flight.futile = 0
+                self._count.add(received=got, done=got)
+                if self._stop.is_set():
+                    raise Interrupted("another part of the release failed")
+        finally:
+            body.close()
+
+    def _retrying(self, state: tenacity.RetryCallState) -> None:
+        self._count.add(retries=1)
+        _log.warning("%s; trying again", state.outcome.exception() if state.outcome else "interrupted")
+
+    # ---- one file
+
+    def _landed(self, file: _File, buffer: memoryview) -> None:
+        with self._changed:
+            file.flying -= 1
+        file.partial.catch_up(buffer)
+        self._finish_if_whole(file)
+
+    def _finish_if_whole(self, file: _File) -> None:
+        with self._changed:
+            if file.ended or file.parts or file.flying or not file.partial.hashed_whole():
+                return
+            file.ended = True
+        entry, found = file.entry, file.partial.found()
+        if found == entry.blake3:
+            file.partial.commit(self._places.blob(entry.blake3))
+            with self._changed:
+                self._open.remove(file)
+            self._done(0)
+            return
+        wrong = (
+            f"{self._release.key(entry)} (version {self._release.version(entry)}): required BLAKE3 {entry.blake3}, "
+            f"found {found} in {entry.size} bytes"
+        )
+        if file.tries >= _TRIES:
+            file.partial.start_over()
+            raise VerificationFailed(
+                f"{wrong}, {file.tries} times; the stored object or the way to it is damaged: publish the model again"
+            )
+        _log.warning("%s; fetching the file again", wrong)
+        file.partial.start_over()
+        self._count.add(retries=1, done=-entry.size)
+        with self._changed:
+            file.tries += 1
+            file.parts, file.ended = deque(file.partial.left()), False
+            self._changed.notify_all()
+
+    def _done(self, already_there: int) -> None:
+        self._count.add(done=already_there, files_done=1)
+        with self._changed:
+            self._left -= 1
+            if not self._left:
+                self._changed.notify_all()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1

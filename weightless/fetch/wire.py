@@ -1,0 +1,243 @@
+"""One kept-alive connection that reads ranges of one pinned object version, and believes no answer it has not checked.
+
+`http.client` and not minio-py, for two reasons: `readinto1` puts what the kernel has into our own buffer (urllib3's
+`read` copies it once more), and a request costs about half the CPU time, which is what thousands of small files consist of.
+"""
+
+import http.client
+import re
+import socket
+import ssl
+import time
+from types import TracebackType
+from typing import Self
+from urllib.parse import SplitResult, quote
+
+from minio.credentials.credentials import Credentials
+from minio.signer import sign_v4_s3
+from minio.time import to_amz_date, utcnow
+
+from weightless.errors import AccessDenied, FetchFailed, NotFound, StoreUnavailable
+from weightless.settings import StoreSettings
+
+_NO_BODY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # SHA-256 of nothing: what a GET sends
+_SLOWEST = 1024  # bytes a second below which a connection that still dribbles counts as stalled
+_MAX_ERROR_BODY = 64 << 10
+
+
+class Interrupted(StoreUnavailable):
+    """This request brought less than was asked for, or something else. Another attempt may bring the rest."""
+
+
+class Body:
+    """The bytes of one answer, in order, through `readinto`. Close it when not all of them were read."""
+
+    def __init__(self, connection: "Connection", response: http.client.HTTPResponse, what: str, length: int) -> None:
+        self._connection = connection
+        self._response = response
+        self._what = what
+        self.left = length
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill the buffer, or as much of it as the answer still has; return how many bytes. 0 only at the end.
+
+        Raises:
+            Interrupted: the connection was cut or stalled. What lies in the buffer by then is lost to the caller.
+        """
+        want = min(len(buffer), self.left)
+        got = 0
+        window_began, window_got = time.monotonic(), 0
+        try:
+            while got < want:
+                count = self._response.fp.readinto1(buffer[got:want])
+                if not count:
+                    raise Interrupted(f"{self._what}: the body ended {self.left} bytes early")
+                got += count
+                self.left -= count
+                # The socket's own timeout notices silence; this notices a connection that dribbles.
+                now = time.monotonic()
+                if now - window_began > self._connection.stall_seconds:
+                    if got - window_got < _SLOWEST * self._connection.stall_seconds:
+                        raise Interrupted(f"{self._what}: stalled at less than {_SLOWEST} bytes a second")
+                    window_began, window_got = now, got
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self.close()
+            raise Interrupted(f"{self._what}: {_said(error)}") from error
+        except Interrupted:
+            self.close()
+            raise
+        if not self.left:
+            self._response.close()
+        return got
+
+    def close(self) -> None:
+        """Give up what was not read; the next request makes a new connection."""
+        if self.left:
+            self._connection.close()
+
+
+class Connection:
+    """Used by one thread at a time. `abort` may be called from another thread and ends whatever goes on here."""
+
+    def __init__(self, settings: StoreSettings, stall_seconds: float) -> None:
+        self.stall_seconds = stall_seconds
+        self._settings = settings
+        access_key, secret_key = settings.credentials()
+        self._credentials = Credentials(access_key, secret_key)
+        host, port = str(settings.s3_endpoint.host), settings.s3_endpoint.port or (443 if settings.secure else 80)
+        self._host = host if port == (443 if settings.secure else 80) else f"{host}:{port}"
+        self._http = (
+            http.client.HTTPSConnection(host.strip("[]"), port, timeout=stall_seconds, context=_tls(settings))
+            if settings.secure
+            else http.client.HTTPConnection(host.strip("[]"), port, timeout=stall_seconds)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def get(
+        self,
+        bucket: str,
+        key: str,
+        version_id: str | None = None,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        size: int | None = None,
+    ) -> Body:
+        """Ask for `length` bytes from `offset` of an object version that is `size` bytes long in all.
+
+        With a size every number in the answer is compared with it. Without one (reading an object back whose size is not
+        known) the whole object is asked for and `Body.left` says how long it is. A length of None is up to the end.
+
+        Raises:
+            NotFound, AccessDenied: asking again will not help.
+            Interrupted: it may help.
+        """
+        what = f"{bucket}/{key}" + (f" (version {version_id})" if version_id else "")
+        end = size if length is None else offset + length
+        whole = offset == 0 and end == size
+        wanted_range = None if whole else f"bytes={offset}-{'' if end is None else end - 1}"
+        try:
+            response = self._ask(bucket, key, version_id, wanted_range)
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            if isinstance(error, ssl.SSLCertVerificationError):
+                raise StoreUnavailable(
+                    f"{what}: the certificate of {self._settings.s3_endpoint} is not trusted "
+                    f"({error.verify_message}); set S3_CA_BUNDLE to its CA"
+                ) from error
+            raise Interrupted(f"{what}: {_said(error)}") from error
+        try:
+            if response.status not in (200, 206):
+                self._refuse(what, response)
+            found = _checked(what, response, version_id, whole, offset, end, size)
+        except BaseException:
+            self.close()
+            raise
+        body = Body(self, response, what, found)
+        if not found:
+            response.close()
+        return body
+
+    def abort(self) -> None:
+        """End a read that another thread is blocked in."""
+        sock = self._http.sock
+        if sock is not None:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                return  # it is closed already
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _ask(self, bucket: str, key: str, version_id: str | None, wanted_range: str | None) -> http.client.HTTPResponse:
+        path = f"/{bucket}/{quote(key, safe='/-._~')}"
+        query = f"versionId={quote(version_id, safe='')}" if version_id else ""
+        now = utcnow()
+        headers: dict[str, str | list[str] | tuple[str]] = {
+            "Host": self._host,
+            "x-amz-content-sha256": _NO_BODY,
+            "x-amz-date": to_amz_date(now),
+        }
+        if wanted_range:
+            headers["Range"] = wanted_range
+        signed = sign_v4_s3(
+            method="GET",
+            url=SplitResult("http", self._host, path, query, ""),
+            region=self._settings.s3_region,
+            headers=headers,
+            credentials=self._credentials,
+            content_sha256=_NO_BODY,
+            date=now,
+        )
+        target = f"{path}?{query}" if query else path
+        self._http.request("GET", target, headers={name: str(value) for name, value in signed.items()})
+        return self._http.getresponse()
+
+    def _refuse(self, what: str, response: http.client.HTTPResponse) -> None:
+        try:
+            text = response.read(_MAX_ERROR_BODY).decode(errors="replace")
+        except (OSError, http.client.HTTPException):
+            text = ""  # the status alone says enough
+        found = re.search(r"<Code>([^<]+)</Code>", text)
+        code = found.group(1) if found else f"HTTP {response.status}"
+        if response.status == 404 or code in ("NoSuchVersion", "MethodNotAllowed"):
+            raise NotFound(
+                f"{what}: not found in the store at {self._settings.s3_endpoint} ({code}); the release names a version that was "
+                "deleted: publish the model again"
+            )
+        if response.status in (401, 403):
+            raise AccessDenied(
+                f"{what}: the store refused access key {self._credentials.access_key} ({code}); required one that may read "
+                f"{self._settings.models_bucket}; check S3_ACCESS_KEY and S3_SECRET_KEY or S3_CREDENTIALS_DIR"
+            )
+        if response.status == 429 or response.status >= 500 or response.status in (408, 416):
+            raise Interrupted(f"{what}: the store answered {code} (HTTP {response.status})")
+        raise FetchFailed(
+            f"{what}: required HTTP 200 or 206, found {response.status} ({code}); is S3_ENDPOINT an S3 store?"
+        )
+
+
+def _checked(
+    what: str,
+    response: http.client.HTTPResponse,
+    version_id: str | None,
+    whole: bool,
+    offset: int,
+    end: int | None,
+    size: int | None,
+) -> int:
+    """The number of bytes in the body, if the answer is the one that was asked for; else Interrupted."""
+    required = 200 if whole else 206
+    if response.status != required:
+        raise Interrupted(f"{what}: required HTTP {required}, found {response.status} for bytes {offset} to {end}")
+    length = response.length
+    if length is None:
+        raise Interrupted(f"{what}: required a Content-Length, found none")
+    if not whole and end is not None:
+        named = response.headers.get("Content-Range", "")
+        if named != f"bytes {offset}-{end - 1}/{size}":
+            raise Interrupted(f"{what}: required bytes {offset}-{end - 1}/{size}, found {named!r}")
+    if end is not None and length != end - offset:
+        raise Interrupted(f"{what}: required {end - offset} bytes, found Content-Length {length}")
+    answered = response.headers.get("x-amz-version-id")
+    if version_id and answered and answered != version_id:
+        raise Interrupted(f"{what}: required this version, found {answered}")
+    return length
+
+
+def _tls(settings: StoreSettings) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(settings.s3_ca_bundle) if settings.s3_ca_bundle else None)
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "nothing came for the time that FETCH_STALL_SECONDS allows"
+    return str(error) or type(error).__name__
