@@ -128,9 +128,9 @@ class ColdStarts:
             finally:
                 await asyncio.shield(self._take_away(management, name, version))
                 archive.unlink(missing_ok=True)
-        phases = read_ledger(ledgers)
+        ledger = read_ledger(ledgers) or {}
         shutil.rmtree(ledgers, ignore_errors=True)
-        return _figures(build_s, size, ready_s, first_s, _bytes_from_store(phases), phases)
+        return _figures(build_s, size, ready_s, first_s, ledger.get("bytes_from_store"), ledger.get("phases"))
 
     @contextlib.asynccontextmanager
     async def _cache(self, order: Order, release: Release) -> AsyncIterator[Path | None]:
@@ -161,7 +161,8 @@ class ColdStarts:
             if any(worker.pid > 0 and not alive(worker.pid) for worker in workers):
                 break
             await asyncio.sleep(_LOOK_S)
-        reason = failure_reason(self._tools.settings.log_dir, name, version, position)
+        ledger = read_ledger(self._tools.settings.ledger_dir(name, version)) or {}
+        reason = ledger.get("error") or failure_reason(self._tools.settings.log_dir, name, version, position)
         raise WeightlessError(
             f"cold start of {name} {version}: {reason or 'its worker ended, or was not READY in time'}"
         )
@@ -227,11 +228,3 @@ def _figures(
         "bytes_from_store": from_store,
         "phases": phases,
     }
-
-
-def _bytes_from_store(ledger: dict[str, Any] | None) -> int | None:
-    """What the worker's ledger says that it fetched; where it lies in the ledger is the ledger's business."""
-    if ledger is None:
-        return None
-    found = ledger.get("bytes_from_store", ledger.get("notes", {}).get("bytes_from_store"))
-    return int(found) if isinstance(found, int | float) else None

@@ -209,7 +209,10 @@ class Rollout:
             pause = min(pause * 1.5, _POLL_S[1])
 
     def _why(self, position: int, otherwise: str) -> str:
-        reason = failure_reason(self.tools.settings.log_dir, self.wanted.model, self.version, position)
+        ledger = read_ledger(self.ledger_dir) or {}
+        reason = ledger.get("error") or failure_reason(
+            self.tools.settings.log_dir, self.wanted.model, self.version, position
+        )
         return f"release {self.version} of {self.wanted.model} does not start: {reason or otherwise}"
 
     def _target(self, release: Release) -> Target:

@@ -27,6 +27,8 @@ STOP_GRACE_S = 20.0
 _STEADY_S = 60.0  # a server that lived this long starts again at once, and its failures are forgotten
 _BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0)
 GIVE_UP_AFTER = len(_BACKOFF_S)
+# What TorchServe adds to its workers' environment. The zygote must have been started with it, or it may not fork them.
+_WORKERS_GET = {"TS_DECODE_INPUT_REQUEST": "true", "TS_IPEX_ENABLE": "false", "TS_IPEX_GPU_ENABLE": "false"}
 
 
 class TorchServeFailed(WeightlessError):
@@ -178,6 +180,7 @@ def environment_of(settings: AgentSettings, temp: Path) -> dict[str, str]:
             "LOG_LOCATION": str(settings.log_dir),
             "METRICS_LOCATION": str(settings.log_dir),
             "TEMP": str(temp),
+            **_WORKERS_GET,
         }
     )
     for name in ("PYTHONPATH", "TS_CONFIG_FILE"):  # the second would win over our own file
