@@ -1,0 +1,66 @@
+"""The load test against the real parts: MinIO, the agent, TorchServe, and the stock baseline that starts embedded archives."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.agent_process import running_agent
+from tests.published import publish
+from tests.services import ROOT, MinioServer, free_port, wait_for
+from tests.stack.test_loadtest_headless import loadtest, read, rows
+from tests.stack.test_locust_ui import get, process
+
+
+@contextmanager
+def baseline(folder: Path) -> Iterator[dict[str, str]]:
+    """A stock TorchServe; yields what the agent must be told about it."""
+    names = ("INFERENCE", "MANAGEMENT", "METRICS", "WORKER")
+    ports = {f"BASELINE_{name}_PORT": str(free_port()) for name in names}
+    store = folder / "store"
+    told = {"STATE_DIR": str(folder), "BASELINE_STORE": str(store), "PYTHONPATH": str(ROOT)} | ports
+    folder.mkdir()
+    inference = f"http://127.0.0.1:{ports['BASELINE_INFERENCE_PORT']}"
+    with process([sys.executable, "-m", "serve.baseline"], told, folder / "baseline.log"):
+        wait_for(lambda: "Healthy" in get(f"{inference}/ping"), "the baseline", 60)
+        yield {
+            "BASELINE_INFERENCE_URL": inference,
+            "BASELINE_MANAGEMENT_URL": f"http://127.0.0.1:{ports['BASELINE_MANAGEMENT_PORT']}",
+            "BASELINE_STORE": str(store),
+        }
+
+
+def test_every_kind_of_request_and_start_on_the_real_stack(
+    minio_server: MinioServer, samples: Path, tmp_path: Path
+) -> None:
+    release = publish(minio_server, "falcon-tiny", samples / "falcon-tiny")
+    publish(minio_server, "minilm", samples / "minilm", task="embeddings")
+    with baseline(tmp_path / "baseline") as told, running_agent(tmp_path / "agent", minio_server, **told) as agent:
+        agent.wait_healthy()
+        run = loadtest(agent.url, tmp_path / "out", "--profile", "quick", "--seconds", "2", "--cold-start-samples", "2")
+        print(run.stdout, run.stderr)
+        assert run.returncode == 0, run.stderr
+
+    found = read(tmp_path / "out", "quick")
+    assert found["agent"]["models"]["falcon-tiny"]["digest"] == release.digest
+    inference = rows(found, "inference")
+    assert set(inference) == {"falcon-tiny v1 generate", "falcon-tiny v1 stream", "minilm v1 embed"}
+    for row in inference.values():
+        assert row["requests"] > 5 and row["failures"] == 0, row
+    stream = rows(found, "streaming")["falcon-tiny v1 stream"]
+    assert 0 < stream["first_p50"] <= stream["first_p95"] and stream["tokens"] > 1, stream
+
+    starts = found["cold_starts"]["starts"]
+    assert [(s["arm"], s["error"]) for s in starts] == [
+        (arm, None) for arm in ("slim-cold", "slim-warm", "mar", "mar", "slim-warm", "slim-cold")
+    ]
+    for start in starts:
+        assert start["digest"] == release.digest
+        assert 0 < start["ready_s"] < start["first_s"]
+        moved = {"slim-cold": release.content.size, "slim-warm": 0, "mar": 0}[start["arm"]]
+        assert start["bytes_from_store"] == moved, start
+        assert start["phases"] or start["arm"] == "mar", start
+    by = {row["what"]: row for row in found["tables"]["cold-start"]}
+    assert by["embedded .mar"]["build"] > 0
+    # An archive with the weights is as big as they are; the slim one is not.
+    assert by["slim, empty cache"]["archive"] < 0.1 < by["embedded .mar"]["archive"]
