@@ -101,7 +101,12 @@ class ColdStarts:
 
     def _release(self, order: Order) -> Release:
         store = self._tools.store
-        return store.serving(order.model) if order.release is None else store.release(order.model, order.release)
+        if order.release is not None:
+            return store.release(order.model, order.release)
+        alias = store.alias(order.model)
+        published = store.releases(order.model) if alias is None or alias.alias is None else []
+        # A model that was published to be measured, not to be served, has no alias: its newest release is meant.
+        return store.release(order.model, published[-1]) if published else store.serving(order.model)
 
     # ---- slim, here
 
