@@ -22,9 +22,9 @@ from tasks.shared.errors import DeviceLost, InvalidRequest, RequestError
 from tasks.shared.policy import NodePolicy
 from ts.handler_utils.utils import send_intermediate_predict_response
 from ts.torch_handler.base_handler import BaseHandler
-from weightless.obtain import Obtained, Pin, link_into, obtain
 
 from weightless.ledger import Ledger
+from weightless.obtain import Obtained, Pin, link_into, obtain
 from weightless.settings import CacheSettings, FetchSettings, StoreSettings
 
 logger = logging.getLogger(__name__)
@@ -50,11 +50,11 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
             WeightlessError: the release cannot be had. ValueError: it cannot be served. Both say what to do.
         """
         self.context, self.manifest = context, context.manifest
-        config = (context.model_yaml_config or {}).get("weightless")
+        config: Any = (context.model_yaml_config or {}).get("weightless")
         pin = Pin.of(config)
         ledger = Ledger(pin.model, pin.release)
         try:
-            self._start(context, config, pin, ledger)
+            obtained = self._start(context, config, pin, ledger)
         except BaseException as error:
             self._lease.close()
             ledger.note(error=f"{type(error).__name__}: {error}")
@@ -62,6 +62,7 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
             raise
         self._write(ledger, config)
         self.initialized = True
+        obtained.sync_later()
 
     def handle(self, data: list[Any], context: Any) -> list[bytes]:
         """One answer for each request of the batch, in order; an error of one is that one's alone."""
@@ -76,7 +77,7 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
             answers[index] = self._answer(context, index, requests[index], result)
         return answers
 
-    def _start(self, context: Any, config: Mapping[str, Any], pin: Pin, ledger: Ledger) -> None:
+    def _start(self, context: Any, config: Mapping[str, Any], pin: Pin, ledger: Ledger) -> Obtained:
         """The phases of a start, each measured in the ledger."""
         node_config = config.get("node") or {}
         self._max_answer_bytes = config.get("max_response_bytes") or MAX_ANSWER_BYTES
@@ -104,6 +105,7 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
             self.task = load(obtained.folder, settings, node)
         self.model = getattr(self.task, "model", None)
         ledger.note(task=settings["task"], device_reason=why, **self.task.facts)
+        return obtained
 
     def _run(self, requests: dict[int, Any], context: Any) -> dict[int, Any]:
         """The task's results by the requests' places in the batch; pieces of streams are sent on as they come."""

@@ -6,7 +6,7 @@ whether it still is the one to serve.
 
 import contextlib
 import logging
-import os
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,7 +16,7 @@ from weightless.cache import NodeCache
 from weightless.errors import SettingsError, StoreUnavailable
 from weightless.fetch import fetch_release
 from weightless.ledger import Ledger
-from weightless.paths import checked_model, checked_release, release_number
+from weightless.paths import checked_model, checked_release
 from weightless.release import Release
 from weightless.settings import CacheSettings, FetchSettings, StoreSettings
 from weightless.store import ALIAS, Store
@@ -67,11 +67,24 @@ class Pin:
 
 @dataclass(frozen=True)
 class Obtained:
-    """A release whose files lie complete and verified in `folder`. `stale`: the store was away."""
+    """A release whose files lie complete and verified in `folder`. `stale`: the store was away. `fetched`: bytes from the store."""
 
     release: Release
     folder: Path
     stale: bool
+    fetched: int
+    cache: NodeCache
+
+    def sync_later(self) -> None:
+        """Bring what was fetched to the disk, in a thread: about a second a GB, for which nobody who wants answers should wait."""
+        if self.fetched:
+            threading.Thread(target=self._sync, name="sync", daemon=True).start()
+
+    def _sync(self) -> None:
+        try:
+            self.cache.sync(self.release)
+        except Exception as error:  # the files are right all the same: an unclean stop only costs hashing them again
+            logger.warning("%s %s: not synced to the disk: %s", self.release.model, self.release.name, error)
 
 
 @contextlib.contextmanager
@@ -110,7 +123,7 @@ def obtain(
             release_digest=release.digest,
             **({"resolved": release.name} if pin.follows else {}),
         )
-        yield Obtained(release, fetched.folder, stale)
+        yield Obtained(release, fetched.folder, stale, fetched.bytes_from_store, cache)
 
 
 def link_into(obtained: Obtained, folder: Path, code: bool) -> int:
@@ -128,7 +141,7 @@ def link_into(obtained: Obtained, folder: Path, code: bool) -> int:
         link = folder / path
         try:
             link.parent.mkdir(parents=True, exist_ok=True)
-            os.symlink(obtained.folder / path, link)
+            link.symlink_to(obtained.folder / path)
             made += 1
         except FileExistsError:
             continue
@@ -145,13 +158,11 @@ def _ask(store: Store, pin: Pin) -> Release:
 
 
 def _cached(cache: NodeCache, pin: Pin, error: StoreUnavailable) -> Release:
-    """The pinned release from the cache; for an archive that follows the alias, the newest that is complete."""
-    fitting = [
-        release
-        for release in cache.cached_manifests()
-        if release.model == pin.model and (pin.follows or release.digest == pin.digest) and cache.is_complete(release)
-    ]
-    if not fitting:
-        what = "any release" if pin.follows else f"release {pin.release}"
-        raise StoreUnavailable(f"{error}; and this node has no complete copy of {what} of {pin.model}") from error
-    return max(fitting, key=lambda release: release_number(release.name))
+    """The pinned release from the cache; for an archive that follows the alias, the one that was used last."""
+    for release in cache.cached_manifests():
+        if release.model == pin.model and (pin.follows or release.digest == pin.digest):
+            cache.recover(release)
+            if cache.is_complete(release):
+                return release
+    what = "any release" if pin.follows else f"release {pin.release}"
+    raise StoreUnavailable(f"{error}; and this node has no complete copy of {what} of {pin.model}") from error

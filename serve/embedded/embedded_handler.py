@@ -1,7 +1,7 @@
 """A handler for archives with the weights inside, as people write it: the baseline that the slim archive is measured against.
 
-It does what the usual tutorials do (AutoModel and AutoTokenizer on model_dir, one `generate` call a request) and nothing clever, but
-nothing slow on purpose either: the checkpoint's own dtype, a GPU if TorchServe gives one, the prompts of one request in one padded
+It does what the usual tutorials do (AutoModel and AutoTokenizer on model_dir, one `generate` call a request), nothing clever, and
+nothing slow on purpose: the checkpoint's own dtype, a GPU if TorchServe gives one, the prompts of one request in one padded
 batch. It takes the same bodies as the slim archive's handler, and its answers have the same form. Everything is in this one
 file, which torch-model-archiver packs beside the model folder, without any model-config.yaml.
 """
@@ -21,6 +21,9 @@ DEFAULTS = {"max_length": 200, "top_k": 10, "do_sample": True}
 
 class EmbeddedHandler(BaseHandler):  # type: ignore[misc]
     """One worker of an archive that holds a model folder."""
+
+    model: Any
+    tokenizer: Any
 
     def initialize(self, context: Any) -> None:
         properties = context.system_properties
@@ -42,7 +45,7 @@ class EmbeddedHandler(BaseHandler):  # type: ignore[misc]
         answers = []
         for index, row in enumerate(data):
             try:
-                body = row.get("body", row.get("data"))
+                body: Any = row.get("body", row.get("data"))
                 body = json.loads(body) if isinstance(body, bytes | bytearray | str) else body
                 texts = [body["input"]] if isinstance(body["input"], str) else list(body["input"])
                 parameters = body.get("parameters") or {}

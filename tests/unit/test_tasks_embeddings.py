@@ -18,7 +18,8 @@ from tasks.shared.contract import Node
 from tasks.shared.errors import InvalidRequest
 from transformers import AutoModel, AutoTokenizer
 
-WORDS = "the cat sat on a mat while banks raised interest rates and kittens slept near old garden walls".split(" ")
+TEXT = "the cat sat on a mat while banks raised interest rates and kittens slept near old garden walls"
+WORDS = TEXT.split()
 
 
 @pytest.fixture(scope="module")

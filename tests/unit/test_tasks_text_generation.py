@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from tests.tiny_models import make_causal
 
 KINDS = ("falcon", "falcon-alibi", "llama")
-WORDS = "The weights of this model live in a bucket and its archive carries none of them".split(" ")
+TEXT = "The weights of this model live in a bucket and its archive carries none of them"
+WORDS = TEXT.split()
 
 
 @pytest.fixture(scope="module")
