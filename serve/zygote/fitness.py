@@ -14,9 +14,10 @@ from serve.zygote.protocol import Start
 # Read once, by the dynamic loader, the interpreter or a library while it is imported; too late to change in a fork.
 READ_AT_START = (
     b"ATEN_", b"GLIBC_TUNABLES", b"GOMP_", b"GOTO_", b"HF_", b"KMP_", b"LANG", b"LC_", b"LD_", b"MALLOC_", b"MKL_", b"OMP_",
-    b"OPENBLAS_", b"PYTHON", b"PYTORCH_", b"TORCH", b"TRANSFORMERS_", b"TS_", b"USE_",
+    b"OPENBLAS_", b"PYTHON", b"PYTORCH_", b"TORCH", b"TRANSFORMERS_", b"TS_IPEX_ENABLE", b"USE_",
 )  # fmt: skip
 APPLIED_IN_THE_FORK = (b"PYTHONPATH",)
+SAME_AS_UNSET = {b"TS_IPEX_ENABLE": b"false"}  # TorchServe sets it so for its workers
 
 
 def unfit_to_fork() -> str | None:
@@ -51,7 +52,7 @@ def why_stock(start: Start, script: Path, environment: Mapping[bytes, bytes], ow
         for name in environment.keys() | start.environment.keys()
         if name.startswith(READ_AT_START)
         and name not in APPLIED_IN_THE_FORK
-        and environment.get(name) != start.environment.get(name)
+        and len({found.get(name, SAME_AS_UNSET.get(name)) for found in (environment, start.environment)}) > 1
     )
     if changed:
         return f"its environment differs in what is read at import: {', '.join(changed)}"
