@@ -86,11 +86,11 @@ credentials: ## The login of MinIO's console, and the API key if one is set [SHO
 
 .PHONY: cache cache-verify cache-prune backup restore
 cache: ## What the node keeps on disk, and for which releases [JSON=1]
-	$(RUN) --service torchserve -- -m commands cache $(json)
+	$(RUN) --cache -- -m commands cache $(json)
 cache-verify: ## Hash every file of the node's cache again; what is wrong is fetched anew [JSON=1]
-	$(RUN) --service torchserve -- -m commands cache-verify $(json)
+	$(RUN) --cache -- -m commands cache-verify $(json)
 cache-prune: ## Remove from the node's cache what no release in use needs [JSON=1]
-	$(RUN) --service torchserve -- -m commands cache-prune $(json)
+	$(RUN) --cache -- -m commands cache-prune $(json)
 backup: ## Releases, files and history of all models into a folder: TO=backups/today
 	$(call needs,TO)
 	$(RUN) --writable "$$TO" -- -m commands backup {folder} $(json)

@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     runs.add_argument("--service", default="minio-init", help="the container that has what the command needs")
     runs.add_argument("--folder", default="", help="a folder to read, {folder} in the words")
     runs.add_argument("--writable", default="", help="a folder to write, {folder} in the words")
+    runs.add_argument("--cache", action="store_true", help="the command works on the node's cache")
     runs.add_argument("--ask", default="", help="what to agree to first")
     runs.add_argument("--save", default="", help="a file for what the command writes")
     runs.add_argument("words", nargs=argparse.REMAINDER)
@@ -61,21 +62,21 @@ def dispatch(options: argparse.Namespace) -> int:
         "clean": lambda: up.clean(setup, options.yes),
         "logs": lambda: up.logs(setup, options.service, not options.no_follow),
         "doctor": lambda: doctor.main(setup, options.json),
-        "install": lambda: prepare(options.tests),
+        "install": lambda: prepare(setup, options.tests),
         "engine": lambda: print(engine.choose(setup)) or 0,
         "baseline": lambda: baseline.start(setup),
         "baseline-stop": lambda: baseline.stop(setup),
         "run": lambda: run.run(
-            setup, run.Wanted(words, options.service, options.folder, options.writable, options.save)
+            setup, run.Wanted(words, options.service, options.folder, options.writable, options.save, options.cache)
         ),
     }
     return commands[options.command]()
 
 
-def prepare(tests: bool) -> int:
+def prepare(setup: Setup, tests: bool) -> int:
     """Install what processes (and tests) need, after checking that it can be."""
     doctor.require([doctor.system(), doctor.java(), doctor.python(), *doctor.go_tools()])
-    install.install(tests)
+    install.install(setup.values, tests)
     say.lines(["Everything is installed in .venv and .tools."])
     return 0
 

@@ -100,12 +100,21 @@ def compose_containers() -> bool:
 
 def volumes() -> list[str]:
     """The project's volumes on the engine."""
-    project = _docker("compose", "config", "--format", "json")
-    if project is None or project.returncode != 0:
-        return []
-    label = f"label=com.docker.compose.project={json.loads(project.stdout)['name']}"
-    answer = _docker("volume", "ls", "--quiet", "--filter", label)
+    answer = _docker("volume", "ls", "--quiet", "--filter", f"label=com.docker.compose.project={project()}")
     return answer.stdout.split() if answer and answer.returncode == 0 else []
+
+
+@functools.cache
+def project() -> str:
+    """The Compose project's name, which its volumes carry.
+
+    Raises:
+        LocalError: the compose file cannot be read with these settings.
+    """
+    answer = _docker("compose", "config", "--format", "json")
+    if answer is None or answer.returncode != 0:
+        raise LocalError(f"docker compose config: {answer.stderr.strip() if answer else 'no answer within 10 s'}")
+    return str(json.loads(answer.stdout)["name"])
 
 
 def compose(*words: str, quiet: bool = False) -> list[str]:

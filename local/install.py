@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,7 +136,8 @@ def find_uv(log: Log) -> str:
 class Log:
     """Runs the commands of one step into a log of its own, and knows the last line for the progress display."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, environ: Mapping[str, str]) -> None:
+        self.environ = {key: value for key, value in environ.items() if value}  # an empty mirror is none
         self.path = TOOLS_DIR / "logs" / f"{name}.log"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("")
@@ -146,7 +147,7 @@ class Log:
         """Run to the end; LocalError with the last lines of its output if it fails."""
         tail: deque[str] = deque(maxlen=12)
         # The machine's own trust store counts, so that packages also come through a proxy with a private CA.
-        full = {"UV_SYSTEM_CERTS": "1", **os.environ, **(env or {})}
+        full = {"UV_SYSTEM_CERTS": "1", **self.environ, **(env or {})}
         with self.path.open("a") as log:
             process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=full)
             assert process.stdout is not None
@@ -165,10 +166,10 @@ class Log:
 class Step(threading.Thread):
     """One part being installed."""
 
-    def __init__(self, part: Tool | Environment) -> None:
+    def __init__(self, part: Tool | Environment, environ: Mapping[str, str]) -> None:
         super().__init__(daemon=True)
         self.part = part
-        self.log = Log(part.name)
+        self.log = Log(part.name, environ)
         self.began = time.monotonic()
         self.result: str | None = None
         self.error: LocalError | None = None
@@ -188,8 +189,8 @@ def missing(tests: bool = False) -> list[Tool | Environment]:
     return [part for part in parts if not part.installed()]
 
 
-def install(tests: bool = False) -> None:
-    """Install what is missing and say so; silent where nothing is.
+def install(environ: Mapping[str, str], tests: bool = False) -> None:
+    """Install what is missing and say so; silent where nothing is. `environ` may name mirrors of the registries.
 
     Raises:
         LocalError: a part failed; the parts that were done stay, and are not done again.
@@ -200,11 +201,11 @@ def install(tests: bool = False) -> None:
         parts = missing(tests)  # another may just have done it
         if parts:
             say.lines([say.bold("Installing into .venv and .tools ") + say.dim("(once; minio takes minutes to build)")])
-            _install(parts)
+            _install(parts, environ)
 
 
-def _install(parts: list[Tool | Environment]) -> None:
-    steps = [Step(part) for part in parts]
+def _install(parts: list[Tool | Environment], environ: Mapping[str, str]) -> None:
+    steps = [Step(part, environ) for part in parts]
     for step in steps:
         step.start()
     waiting = list(steps)

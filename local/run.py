@@ -19,17 +19,19 @@ from local.config import ROOT, Setup
 from local.errors import LocalError
 
 MOUNTED = "/mnt/folder"
+CACHE = "/var/cache/weightless"
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be run, and with which folder or file of this machine ("": none)."""
+    """What is to be run, with which folder or file of this machine ("": none), and whether it needs the node's cache."""
 
     words: list[str]
     service: str = "minio-init"
     folder: str = ""
     writable: str = ""
     save: str = ""
+    cache: bool = False
 
     @property
     def place(self) -> Path | None:
@@ -69,7 +71,7 @@ def run(setup: Setup, wanted: Wanted) -> int:
 
 def _in_venv(setup: Setup, wanted: Wanted) -> tuple[list[str], dict[str, str]]:
     if not (ROOT / ".venv/bin/python").exists():
-        install.install()
+        install.install(setup.values)
     user = "publisher" if wanted.service == "minio-init" else "node"
     return [programs.PYTHON, *wanted.filled(wanted.place)], programs.environment(setup, user) | {"SEED_BY": setup.by}
 
@@ -85,6 +87,8 @@ def _in_container(setup: Setup, wanted: Wanted) -> tuple[list[str], dict[str, st
         # The folder belongs to who types the command, so the container runs as them; they cannot read the keys' volume.
         options += ["--user", f"{os.getuid()}:{os.getgid()}", "-e", "S3_ACCESS_KEY", "-e", "S3_SECRET_KEY"]
         env |= _publisher_keys(env) if setup.own_store else {}
+    if wanted.cache:
+        options += ["--volume", f"{engine.project()}_cache:{CACHE}", "-e", f"CACHE_DIR={CACHE}"]
     if wanted.place:
         options += ["--volume", f"{wanted.place}:{MOUNTED}{'' if wanted.writable else ':ro'}"]
     return engine.compose("run", *options, wanted.service, *wanted.filled(MOUNTED), quiet=True), env

@@ -17,7 +17,7 @@ from local.config import DOORS, INNER, ROOT, Setup
 from local.errors import LocalError
 
 EXAMPLES: dict[str, dict[str, Any]] = {  # by task; the first also by the built-in model's own sentence
-    "text-generation": {"input": "The lighthouse keeper", "parameters": {"do_sample": False}},
+    "text-generation": {"input": "The weights of this model", "parameters": {"do_sample": False}},
     "embeddings": {"input": "A model is a folder in a bucket."},
 }
 
@@ -56,7 +56,7 @@ def up_local(setup: Setup) -> None:
                 *([doctor.disk("local")] if first else []),
             ]
         )
-        install.install()
+        install.install(setup.values)
         end_leftovers(setup)
         taken = ports.busy({name: setup.ports[name] for name in DOORS | INNER}, setup.bind)
         if taken:

