@@ -169,7 +169,7 @@ def point_alias(store: Store, release: Release, by: str, *, only_first: bool = F
             return True
         except Conflict:
             seen = store.alias(release.model)
-            if False:
+            if seen and seen.alias and release_number(seen.alias.release) > release_number(release.name):
                 return False
 
 
