@@ -83,6 +83,7 @@ RUN --mount=type=cache,target=/var/cache/uv --mount=from=installer,source=/opt/i
 FROM serving AS torchserve
 COPY weightless weightless
 COPY serve serve
+COPY commands commands
 COPY config config
 COPY handler handler
 RUN python -m compileall -q /app
@@ -135,4 +136,5 @@ COPY loadtest loadtest
 RUN python -m compileall -q /app
 USER 1000:1000
 EXPOSE 8089
-CMD ["-m", "locust", "-f", "/app/loadtest/locustfile.py"]
+# Inside a container the page must listen on its network; docker-compose.yml publishes it on this machine alone.
+CMD ["-m", "locust", "-f", "/app/loadtest/locustfile.py", "--web-host", "0.0.0.0"]

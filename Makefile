@@ -101,9 +101,11 @@ restore: ## Bring back what backup saved, same releases and digests: FROM=backup
 # ---- measuring
 
 .PHONY: loadtest baseline baseline-stop
-loadtest: ## Load test with a report in build/loadtest [MODEL=…] [PROFILE=quick] [USERS=8] [SECONDS=60] [ARGS=…]
-	$(RUN) --service locust -- -m loadtest $(if $(PROFILE),--profile "$$PROFILE") $(if $(USERS),--users "$$USERS") \
-	  $(if $(SECONDS),--seconds '$(SECONDS)') $(ARGS)
+loadtest: ## Load test and its report [PROFILE=quick|coldstart|saturation|soak] [MODEL=…] [USERS=8] [SECONDS=60] [OUT=build/loadtest] [ARGS=…]
+	$(if $(and $(filter coldstart,$(PROFILE)),$(if $(MODEL),,yes)),$(LOCAL) measured)
+	$(RUN) --service locust --writable "$${OUT:-build/loadtest}" -- -m loadtest --out {folder} \
+	  $(if $(PROFILE),--profile "$$PROFILE") $(if $(MODEL),--model "$$MODEL" --cold-start-model "$$MODEL") \
+	  $(if $(USERS),--users "$$USERS") $(if $(SECONDS),--seconds '$(SECONDS)') $(ARGS)
 baseline: ## Start the stock TorchServe that embedded archives are compared on
 	$(LOCAL) baseline
 baseline-stop: ## Stop it again

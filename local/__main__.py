@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from local import baseline, doctor, engine, helping, install, run, say, up
+from local import baseline, doctor, engine, helping, install, measured, run, say, up
 from local.config import Setup
 from local.errors import LocalError
 
@@ -30,7 +30,7 @@ def main() -> int:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python3 -m local", description="The stack on this machine.")
     commands = top.add_subparsers(dest="command", required=True)
-    for name in ("up", "down", "engine", "baseline", "baseline-stop", "help"):
+    for name in ("up", "down", "engine", "baseline", "baseline-stop", "measured", "help"):
         commands.add_parser(name)
     commands.add_parser("doctor").add_argument("--json", action="store_true")
     commands.add_parser("install").add_argument("--tests", action="store_true")
@@ -66,6 +66,7 @@ def dispatch(options: argparse.Namespace) -> int:
         "engine": lambda: print(engine.choose(setup)) or 0,
         "baseline": lambda: baseline.start(setup),
         "baseline-stop": lambda: baseline.stop(setup),
+        "measured": lambda: measured.publish(setup),
         "run": lambda: run.run(
             setup, run.Wanted(words, options.service, options.folder, options.writable, options.save, options.cache)
         ),

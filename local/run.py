@@ -69,6 +69,13 @@ def run(setup: Setup, wanted: Wanted) -> int:
         return 130
 
 
+def ask(setup: Setup, wanted: Wanted) -> subprocess.CompletedProcess[str]:
+    """Run it with nothing shown; what it said is in the answer."""
+    prepare = _in_container if engine.choose(setup) == "docker" else _in_venv
+    argv, env = prepare(setup, wanted)
+    return subprocess.run(argv, cwd=ROOT, env=env, check=False, capture_output=True, text=True)
+
+
 def _in_venv(setup: Setup, wanted: Wanted) -> tuple[list[str], dict[str, str]]:
     if not (ROOT / ".venv/bin/python").exists():
         install.install(setup.values)
@@ -84,8 +91,10 @@ def _in_container(setup: Setup, wanted: Wanted) -> tuple[list[str], dict[str, st
     if wanted.save or not (sys.stdout.isatty() and sys.stdin.isatty()):
         options.append("-T")
     if wanted.writable:
-        # The folder belongs to who types the command, so the container runs as them; they cannot read the keys' volume.
-        options += ["--user", f"{os.getuid()}:{os.getgid()}", "-e", "S3_ACCESS_KEY", "-e", "S3_SECRET_KEY"]
+        # The folder belongs to who types the command, so the container runs as them.
+        options += ["--user", f"{os.getuid()}:{os.getgid()}"]
+    if wanted.writable and wanted.service == "minio-init":  # and as them it cannot read the keys' volume
+        options += ["-e", "S3_ACCESS_KEY", "-e", "S3_SECRET_KEY"]
         env |= _publisher_keys(env) if setup.own_store else {}
     if wanted.cache:
         options += ["--volume", f"{engine.project()}_cache:{CACHE}", "-e", f"CACHE_DIR={CACHE}"]
