@@ -9,7 +9,9 @@ from weightless.publish import Source, Upload, point_alias, publish_folder
 from weightless.release import Alias, Release, ReleaseSettings
 
 
-def publish(minio: MinioServer, model: str, folder: Path, task: str = "text-generation", promote: bool = True, **settings: Any) -> Release:
+def publish(
+    minio: MinioServer, model: str, folder: Path, task: str = "text-generation", promote: bool = True, **settings: Any
+) -> Release:
     """Publish a folder as the model's next release and, unless told otherwise, point the alias at it."""
     client, store = minio.client(), minio.store()
 
