@@ -1,0 +1,40 @@
+"""Fetches one release, for tests that need it in a process of its own: `python -m tests.fetch_child MANIFEST`, settings from
+the environment. It tells what it does in lines of JSON."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from weightless.cache import NodeCache
+from weightless.errors import WeightlessError
+from weightless.fetch import Progress, fetch_release
+from weightless.release import Release
+from weightless.settings import CacheSettings, FetchSettings, StoreSettings
+from weightless.store import Store
+
+
+def main(manifest: Path) -> None:
+    release = Release.from_json("v1", manifest.read_bytes())
+    try:
+        cache = NodeCache(CacheSettings.load())
+        with cache.use(release):
+            result = fetch_release(
+                Store(StoreSettings.load()), cache, release, settings=FetchSettings.load(), progress=say_progress
+            )
+    except WeightlessError as error:
+        say({"error": type(error).__name__, "message": str(error)})
+    else:
+        say({"result": asdict(result) | {"folder": str(result.folder)}})
+
+
+def say_progress(progress: Progress) -> None:
+    say({"done": progress.done, "total": progress.total})
+
+
+def say(line: dict[str, object]) -> None:
+    print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
