@@ -12,17 +12,18 @@ from locust.env import Environment
 from locust.log import setup_logging
 
 from loadtest import tables
-from loadtest.coldstart import ColdStart
+from loadtest.coldstart import Arm, ColdStart
 from loadtest.figures import shown
 from loadtest.profiles import Profile, Stage
 from loadtest.recorder import Recorder
 from loadtest.results import Gate
 from loadtest.session import Session, run_over
-from loadtest.users.coldstart import cold_start_done
+from loadtest.users.coldstart import cold_start_begun, cold_start_done
 
 log = logging.getLogger("loadtest")
 PROGRESS_SECONDS = 2.0
 DRAIN_SECONDS = 10.0
+LONG_SECONDS = 20.0  # of one cold start, until it is said what is being waited for
 
 
 @dataclass(frozen=True)
@@ -70,37 +71,70 @@ class Run:
         self.session.attach(environment)
         self.session.recorder.stage = stage.name
         runner = environment.create_local_runner()
-        over = Event()
-
-        def told(environment: Any, start: ColdStart | None = None, **_: Any) -> None:
-            if start is None:
-                over.set()
-                return
-            say(f"{label}: {_one_start(start)}")
-            if start.skipped and self.needs_all_starts:
-                self.problems.append(str(start.error))
-
-        hooks = (cold_start_done, run_over)
-        for hook in hooks:
-            hook.add_listener(told)
-        try:
-            say(f"{label}: {count} user{'s' if count > 1 else ''}" + (f" for {duration:g} s" if duration else ""))
-            began = time.monotonic()
-            runner.start(count, spawn_rate=count)
-            while not over.wait(PROGRESS_SECONDS) and not self.problems:
-                self.session.recorder.tick(runner.user_count)
-                passed = time.monotonic() - began
-                if duration:
-                    say(f"{label}: {passed:4.0f} s  {_progress(self.session.recorder)}")
-                    if passed >= duration:
-                        break
-        finally:
-            runner.quit()
-            for hook in hooks:
-                hook.remove_listener(told)
-        if self.session.problem:
-            self.problems.append(self.session.problem)
+        say(f"{label}: {count} user{'s' if count > 1 else ''}" + (f" for {duration:g} s" if duration else ""))
+        began = time.monotonic()
+        with Watch(label, self.needs_all_starts) as watch:
+            try:
+                runner.start(count, spawn_rate=count)
+                while not watch.over.wait(PROGRESS_SECONDS):
+                    self.session.recorder.tick(runner.user_count)
+                    watch.remind()
+                    passed = time.monotonic() - began
+                    if duration:
+                        say(f"{label}: {passed:4.0f} s  {_progress(self.session.recorder)}")
+                        if passed >= duration:
+                            break
+            finally:
+                runner.quit()
+        self.problems += [problem for problem in (watch.problem, self.session.problem) if problem]
         self.problems += [f"{error['msg']} ({error['count']} times)" for error in runner.exceptions.values()]
+
+
+class Watch:
+    """Follows the events of a stage while it is entered: says each cold start, and sets `over` when the stage has to end."""
+
+    def __init__(self, label: str, needs_all_starts: bool) -> None:
+        self.over = Event()
+        self.problem: str | None = None
+        self._label = label
+        self._needs_all_starts = needs_all_starts
+        self._waiting_for = ""
+        self._since = self._said = 0.0
+        self._listeners = ((cold_start_begun, self._begun), (cold_start_done, self._done), (run_over, self._over))
+
+    def __enter__(self) -> "Watch":
+        for hook, listener in self._listeners:
+            hook.add_listener(listener)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook, listener in self._listeners:
+            hook.remove_listener(listener)
+
+    def remind(self) -> None:
+        """Say what is being waited for, now and then: an archive of 1 GB takes minutes to build."""
+        now = time.monotonic()
+        if self._waiting_for and now - self._said >= LONG_SECONDS:
+            self._said = now
+            say(f"{self._label}: {self._waiting_for} ({now - self._since:.0f} s)")
+
+    def _begun(self, arm: Arm, **_: Any) -> None:
+        building = "; its archive is built before the first start" if arm.embedded else ""
+        self._waiting_for = f"still at {arm.title}{building}"
+        self._since = self._said = time.monotonic()
+
+    def _done(self, start: ColdStart | None, **_: Any) -> None:
+        self._waiting_for = ""
+        if start is None:
+            self.over.set()
+            return
+        say(f"{self._label}: {_one_start(start)}")
+        if start.skipped and self._needs_all_starts:
+            self.problem = str(start.error)
+            self.over.set()
+
+    def _over(self, **_: Any) -> None:
+        self.over.set()
 
 
 def _progress(recorder: Recorder) -> str:

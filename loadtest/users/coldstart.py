@@ -20,6 +20,9 @@ PROMPT = "The falcon"
 BUSY_SECONDS = 1.0
 BUSY_TRIES = 1800
 
+cold_start_begun = EventHook()
+"""Fired with `arm` before each start."""
+
 cold_start_done = EventHook()
 """Fired with `start` (a ColdStart) after each start, and with `start=None` after the last one of the experiment."""
 
@@ -54,6 +57,7 @@ class ColdStartUser(User):  # type: ignore[misc]  # Locust ships no types for it
         if arm.name in self._given_up:
             return
         with self.session.floor.alone():
+            cold_start_begun.fire(environment=self.environment, arm=arm)
             start = self._measure(arm, number)
         self._tell(start)
         gevent.sleep(0.2 if self._others() else 0)  # let the users who waited have their turn
