@@ -1,7 +1,8 @@
-"""Fetches one release, for tests that need it in a process of its own: `python -m tests.fetch_child MANIFEST`, settings from
-the environment. It tells what it does in lines of JSON."""
+"""Fetches one release, for tests that need it in a process of its own: `python -m tests.fetch_child m-v1.json [USER GROUP]`,
+settings from the environment. It tells what it does in lines of JSON."""
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from weightless.store import Store
 
 
 def main(manifest: Path) -> None:
-    release = Release.from_json("v1", manifest.read_bytes())
+    release = Release.from_json(manifest.stem.rsplit("-", 1)[1], manifest.read_bytes())
     try:
         cache = NodeCache(CacheSettings.load())
         with cache.use(release):
@@ -36,5 +37,18 @@ def say(line: dict[str, object]) -> None:
     print(json.dumps(line), flush=True)
 
 
+def become(user: int, group: int) -> None:
+    """Go on as another user, with a umask that shuts everybody else out. Late, because the interpreter may lie where only root
+    can read it; so what Python imports when it first resolves a name must be there already."""
+    import encodings.idna  # noqa: F401
+
+    os.setgroups([])
+    os.setgid(group)
+    os.setuid(user)
+    os.umask(0o077)
+
+
 if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        become(int(sys.argv[2]), int(sys.argv[3]))
     main(Path(sys.argv[1]))

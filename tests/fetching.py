@@ -84,22 +84,26 @@ def wrong_blobs(cache: NodeCache) -> list[str]:
 
 
 def start_fetch(
-    endpoint: str, server: MinioServer, cache_dir: Path, release: Release, *before: str, **popen: Any
+    endpoint: str,
+    server: MinioServer,
+    cache_dir: Path,
+    release: Release,
+    *before: str,
+    user: tuple[int, int] | None = None,
 ) -> "subprocess.Popen[str]":
     """Fetch in a process of its own. It prints a line of JSON for each progress, `{"done": …}`, and at the end `{"result": …}` or
-    `{"error": …, "message": …}`. `before`: a command that runs it (unshare, say)."""
+    `{"error": …, "message": …}`. `before`: a command that runs it (unshare, say). `user`: whom it becomes, with which group."""
     manifest = cache_dir.parent / f"{release.model}-{release.name}.json"
     manifest.write_bytes(release.to_json())
     manifest.chmod(0o644)
     environment = server.environment | {"S3_ENDPOINT": endpoint, "CACHE_DIR": str(cache_dir)}
     environment |= {"FETCH_PART_BYTES": str(MIB), "FETCH_STALL_SECONDS": "2", "FETCH_CONNECTIONS": "3"}
     return subprocess.Popen(
-        [*before, sys.executable, "-m", "tests.fetch_child", str(manifest)],
+        [*before, sys.executable, "-m", "tests.fetch_child", str(manifest), *map(str, user or ())],
         cwd=ROOT,
         env=os.environ | environment | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
         stdout=subprocess.PIPE,
         text=True,
-        **popen,
     )
 
 

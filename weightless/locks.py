@@ -45,7 +45,7 @@ def still_named(fd: int, path: Path) -> bool:
 def open_locked(path: Path, flags: int, mode: int = 0o666, *, shared: bool = False, wait: bool = True) -> int | None:
     """Open and lock a file, and return its descriptor when the name still leads to it; closing it unlocks.
 
-    None if somebody else holds it and `wait` is False.
+    None if somebody else holds it and `wait` is False. A file that is made gets the permission bits `mode`, whatever the umask.
 
     Raises:
         FileNotFoundError: there is no such file and `flags` do not create it.
@@ -57,11 +57,20 @@ def open_locked(path: Path, flags: int, mode: int = 0o666, *, shared: bool = Fal
                 os.close(fd)
                 return None
             if still_named(fd, path):
+                if flags & os.O_CREAT:
+                    set_mode(fd, mode)
                 return fd
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)  # removed or replaced between open and lock: look again
+
+
+def set_mode(fd: int, mode: int) -> None:
+    """Give an open file these permission bits if it is ours; another user of the group had the same idea."""
+    status = os.fstat(fd)
+    if status.st_mode & 0o777 != mode and status.st_uid == os.geteuid():
+        os.fchmod(fd, mode)
 
 
 @contextlib.contextmanager

@@ -36,7 +36,6 @@ class Unsynced:
         fd = open_locked(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, self._mode)  # locked: not to be tidied away
         assert fd is not None
         try:
-            os.fchmod(fd, self._mode)
             os.write(fd, "".join(f"{digest}\n" for digest in digests).encode())
             os.fsync(fd)
             _sync(self._folder)

@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from weightless.errors import CacheError, NotEnoughDisk
 from weightless.fetch.plan import Span, merged, parts_left, reach
-from weightless.locks import open_locked
+from weightless.locks import open_locked, set_mode
 from weightless.release import FileEntry
 
 _log = logging.getLogger(__name__)
@@ -54,7 +54,6 @@ class Partial:
             if fd is None:
                 return None
             try:
-                _chmod(fd, mode)
                 return cls(fd, path, entry, part_bytes, mode)
             except BaseException:
                 os.close(fd)
@@ -136,7 +135,7 @@ class Partial:
     def commit(self, final: Path) -> None:
         """Give the verified file its final name, readable by all who may read the cache, and unlock it."""
         with _disk(self._path):
-            _chmod(self._fd, self._mode & 0o444)
+            set_mode(self._fd, self._mode & 0o444)
             self._path.rename(final)
             if self.entry.size > self._part_bytes:
                 self._sidecar.unlink(missing_ok=True)
@@ -230,10 +229,3 @@ class _disk:  # noqa: N801  # a context manager, entered once a MiB: a class cos
             raise CacheError(
                 f"{self._path}: {error.strerror}; check the disk and who may write to CACHE_DIR"
             ) from error
-
-
-def _chmod(fd: int, mode: int) -> None:
-    """Undo what the umask took, where the file is ours."""
-    status = os.fstat(fd)
-    if status.st_mode & 0o777 != mode and status.st_uid == os.geteuid():
-        os.fchmod(fd, mode)
