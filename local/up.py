@@ -42,7 +42,10 @@ def up_docker(setup: Setup) -> None:
 
 
 def up_local(setup: Setup) -> None:
-    if stack.is_running(setup) and stack.state(setup).get("fingerprint") != setup.fingerprint:
+    if stack.state(setup).get("phase") == "running" and _is_as_wanted(setup):
+        say.lines(["The stack is up already."])
+        return
+    if stack.is_running(setup) and not _is_as_wanted(setup):
         say.lines(["The settings changed: starting the stack anew."])
         down_local(setup)
     if not stack.is_running(setup):
@@ -66,6 +69,10 @@ def up_local(setup: Setup) -> None:
             raise LocalError(f"{said}\n       stop it, or choose another: make up {next(iter(taken))}=… (or in .env)")
         _spawn(setup)
     _follow(setup)
+
+
+def _is_as_wanted(setup: Setup) -> bool:
+    return stack.is_running(setup) and stack.state(setup).get("fingerprint") == setup.fingerprint
 
 
 def _spawn(setup: Setup) -> None:
