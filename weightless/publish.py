@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from weightless.digests import Digests, hash_file
 from weightless.errors import Conflict, InvalidRelease, StoreError, VerificationFailed
-from weightless.fetch import read_back
+from weightless.fetch import holds, read_back
 from weightless.paths import checked_path, release_number
 from weightless.release import Alias, Content, FileEntry, Location, Release, ReleaseSettings
 from weightless.store import ObjectVersion, Store
@@ -109,8 +109,11 @@ def publish_bucket(
     def place(version: ObjectVersion) -> tuple[FileEntry, str]:
         digests = holdings.known.get((version.key, version.version_id))
         if digests is None:
-            digests = read_back(store, version.key, version.version_id)
-        lanes.progress("verify", version.size)
+            digests = read_back(
+                store, version.key, version.version_id, read=lambda count: lanes.progress("verify", count)
+            )
+        else:
+            lanes.progress("verify", version.size)
         return _entry(version.key.removeprefix(f"{model}/"), digests), version.version_id
 
     placed = lanes.run(place, versions)
@@ -139,7 +142,9 @@ def publish_release(
         if there.digest != content.digest:
             raise Conflict(f"release {name} of {model}: required digest {content.digest}, the store has {there.digest}")
         if not holdings.complete(there):
-            raise Conflict(f"release {name} of {model}: its manifest is in the store, object versions that it names are not")
+            raise Conflict(
+                f"release {name} of {model}: its manifest is in the store, object versions that it names are not"
+            )
         return there
     lanes = _Lanes(progress)
     securing = _Securing(store, model, source, holdings, upload, lanes.progress)
@@ -150,7 +155,9 @@ def publish_release(
             f"release {name} of {model}: {wrong[0]} in {source.root} is not the file that the release names; nothing was published"
         )
     versions = {f"{model}/{file.path}": placed[file] for file in content.files}
-    return store.put_release(Release.make(name, content, Location(bucket=store.settings.models_bucket, versions=versions)))
+    return store.put_release(
+        Release.make(name, content, Location(bucket=store.settings.models_bucket, versions=versions))
+    )
 
 
 def point_alias(store: Store, release: Release, by: str, *, only_first: bool = False) -> bool:
@@ -238,29 +245,29 @@ class _Securing:
         versions: dict[str, str] = {}
         for path in set(batch) - set(fresh):
             found = self._find(path, digests[path], self._candidates(path, sizes[path]))
-            if found:
+            if found is not None:
                 versions[path] = found
                 self.progress("upload", sizes[path])
         self._upload([path for path in batch if path not in versions and path not in fresh])
-        if len(versions) < len(batch):
-            seen = self.holdings.versions
-            listed = _by_key(self.store.object_versions(self.model))
-            for path in batch:
-                if path in versions:
-                    continue
-                key = self._key(path)
-                before = {version.version_id for version in seen.get(key, ())}
-                new = [version for version in listed.get(key, ()) if version.version_id not in before]
-                found = self._find(path, digests[path], new)
-                if found is None:
-                    raise VerificationFailed(
-                        f"{key}: required an object version with BLAKE3 {digests[path].blake3} after the upload, found none among "
-                        f"{len(new)} new ones; was the file changed meanwhile? Nothing was published; seed again"
-                    )
-                versions[path] = found
-        for path in batch:
-            self.progress("verify", sizes[path])
+        versions |= self._arrived({path: digests[path] for path in batch if path not in versions})
         return [(_entry(path, digests[path]), versions[path]) for path in batch]
+
+    def _arrived(self, uploaded: Mapping[str, Digests]) -> dict[str, str]:
+        """The object versions that uploads made, each read back: among versions that were not there before."""
+        listed = _by_key(self.store.object_versions(self.model)) if uploaded else {}
+        versions = {}
+        for path, digests in uploaded.items():
+            key = self._key(path)
+            before = {version.version_id for version in self.holdings.versions.get(key, ())}
+            new = [version for version in listed.get(key, ()) if version.version_id not in before]
+            found = self._find(path, digests, new)
+            if found is None:
+                raise VerificationFailed(
+                    f"{key}: required an object version with BLAKE3 {digests.blake3} after the upload, found none among "
+                    f"{len(new)} new ones; was the file changed meanwhile? Nothing was published; seed again"
+                )
+            versions[path] = found
+        return versions
 
     def _find(self, path: str, digests: Digests, candidates: Sequence[ObjectVersion]) -> str | None:
         """The version with these digests: one that a release knows, or the newest whose bytes, read now, have them."""
@@ -269,12 +276,20 @@ class _Securing:
         for version in candidates:
             known = self.holdings.known.get((key, version.version_id))
             if known == digests:
+                self.progress("verify", digests.size)
                 return version.version_id
             if known is None and version.size == digests.size:
                 unknown.append(version)
         for version in unknown:
-            if read_back(self.store, key, version.version_id) == digests:
+            read: list[int] = []
+
+            def told(count: int, read: list[int] = read) -> None:
+                read.append(count)
+                self.progress("verify", count)
+
+            if holds(self.store, key, version.version_id, digests, read=told):
                 return version.version_id
+            self.progress("verify", -sum(read))
         return None
 
     def _upload(self, paths: Sequence[str]) -> None:

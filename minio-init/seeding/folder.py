@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,6 +19,9 @@ from weightless.paths import checked_path, collisions
 #: what lies in a model folder and is no part of the model: a clone's history, a download's bookkeeping, a desktop's notes
 _SKIPPED_FOLDERS = {".git", ".cache", "__pycache__", ".ipynb_checkpoints"}
 _SKIPPED_FILES = {".gitattributes", ".gitignore", ".DS_Store"}
+#: copies of the weights in other formats, which double what every node fetches; safetensors are what is served
+_OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf", "*.mlmodel")
+_OTHER_FOLDERS = ("*.mlpackage", "coreml", "onnx", "openvino")
 _LFS = b"version https://git-lfs.github.com/spec/"
 _LFS_MAX = 1024
 _HEADER_MAX = 100_000_000  # what the safetensors library accepts
@@ -37,11 +41,15 @@ Read = Callable[[str, int, int], bytes]
 
 @dataclass(frozen=True)
 class Folder:
-    """A model folder wherever it lies: relative path → size in bytes, and a way to read parts of a file."""
+    """A model folder wherever it lies: relative path → size in bytes, and a way to read parts of a file.
+
+    `left_out`: weights in other formats that lie there too and are not taken.
+    """
 
     name: str
     files: Mapping[str, int]
     read: Read
+    left_out: tuple[str, ...] = ()
 
     def json(self, path: str) -> dict[str, Any]:
         """A JSON object in the folder; InvalidFolder if it is none."""
@@ -60,6 +68,14 @@ def is_part(path: str) -> bool:
     return name not in _SKIPPED_FILES and not _SKIPPED_FOLDERS.intersection(folders)
 
 
+def is_other_format(path: str) -> bool:
+    """Whether a file holds the weights in a format that is not served."""
+    *folders, name = PurePosixPath(path).parts
+    return any(fnmatch(name, pattern) for pattern in _OTHER_FORMATS) or any(
+        fnmatch(folder, pattern) for folder in folders for pattern in _OTHER_FOLDERS
+    )
+
+
 def local_folder(root: Path) -> Folder:
     """The model's files below `root`, links followed.
 
@@ -71,6 +87,7 @@ def local_folder(root: Path) -> Folder:
         found = "a file" if root.exists() else "nothing"
         raise InvalidFolder(f"{root}: required a folder with a model in it, found {found}")
     files: dict[str, int] = {}
+    left_out: list[str] = []
     for here, folders, names in os.walk(root):
         folders[:] = sorted(set(folders) - _SKIPPED_FOLDERS)
         for name in [*sorted(names), *folders]:
@@ -79,6 +96,8 @@ def local_folder(root: Path) -> Folder:
             if name in folders:
                 if path.is_symlink():
                     raise InvalidFolder(f"{root}: {relative}: required a folder, found a link to one; copy its files")
+            elif is_other_format(relative):
+                left_out.append(relative)
             elif is_part(relative):
                 if not path.is_file():
                     raise InvalidFolder(
@@ -94,7 +113,7 @@ def local_folder(root: Path) -> Folder:
         except OSError as error:
             raise InvalidFolder(f"{root}: {path}: required a readable file, found: {error.strerror}") from error
 
-    return Folder(str(root), files, read)
+    return Folder(str(root), files, read, tuple(left_out))
 
 
 def check(folder: Folder, *, trust_remote_code: bool = False) -> None:
@@ -139,8 +158,7 @@ def _weights(folder: Folder) -> None:
     name = folder.name
     shards = [path for path in folder.files if path.endswith(".safetensors")]
     if not shards:
-        others = [path for path in folder.files if path.endswith((".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf"))]
-        found = f"found {_some(others)}" if others else f"found {_some(list(folder.files))}"
+        found = f"found {_some(list(folder.left_out or folder.files))}"
         raise InvalidFolder(
             f"{name}: required weights as *.safetensors, {found}; convert them with "
             "`AutoModel….from_pretrained(…).save_pretrained(…)`, or take a revision that has them"

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, cast
 
 import httpx2
@@ -33,7 +33,7 @@ from huggingface_hub.file_download import get_hf_file_metadata, hf_hub_url, http
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._headers import build_hf_headers
 
-from seeding.folder import is_part
+from seeding.folder import is_other_format, is_part
 from weightless.errors import FetchFailed, InvalidFolder, NotEnoughDisk, NotFound, VerificationFailed
 from weightless.modelfile import HubSource
 from weightless.paths import checked_path
@@ -41,8 +41,6 @@ from weightless.paths import checked_path
 #: taken unless the model's file names its own: what transformers and sentence-transformers read
 PATTERNS = ("*.json", "*.safetensors", "tokenizer*", "*.txt", "*.model", "*.tiktoken", "*.jinja")
 CODE_PATTERNS = ("*.py",)
-#: copies of the weights in other formats, never taken
-LEFT_OUT = ("*.bin", "*.mlpackage/*", "*.mlmodel", "coreml/*", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.gguf")
 _CONNECTIONS = 4
 
 
@@ -242,8 +240,7 @@ def bytes_present(snapshot: Snapshot, folder: Path) -> int:
 
 
 def _wanted(path: str, patterns: tuple[str, ...]) -> bool:
-    name = PurePosixPath(path).name
-    if not is_part(path) or any(fnmatch(path, pattern) or fnmatch(name, pattern) for pattern in LEFT_OUT):
+    if not is_part(path) or is_other_format(path):
         return False
     return any(fnmatch(path, pattern) for pattern in patterns)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from seeding.disk import check_space, store_space
-from seeding.folder import Folder, check, is_part, local_folder
+from seeding.folder import Folder, check, is_other_format, is_part, local_folder
 from seeding.hub import Hub, bytes_present
 from seeding.mc import Mc, configured_mc
 from seeding.progress import Display, size
@@ -149,6 +149,7 @@ class Seeding:
         self, store: Store, mc: Mc, file: ModelFile, wish: Wish, root: Path, origin: dict[str, str | None]
     ) -> Published:
         folder = local_folder(root)
+        self._say_left_out(folder)
         check(folder, trust_remote_code=file.release.trust_remote_code)
         settings = release_settings(folder, file.release, wish.task)
         need = _upload_bytes(store, file.name, folder.files)
@@ -162,18 +163,29 @@ class Seeding:
         versions = {
             version.key.removeprefix(f"{file.name}/"): version for version in visible(store.object_versions(file.name))
         }
-        versions = {path: version for path, version in versions.items() if is_part(path) and not path.endswith("/")}
-        if not versions:
+        left_out = tuple(path for path in versions if is_other_format(path))
+        versions = {
+            path: version
+            for path, version in versions.items()
+            if is_part(path) and path not in left_out and not path.endswith("/")
+        }
+        if not versions and not left_out:
             bucket = self._store_settings.models_bucket
             raise InvalidFolder(
                 f"bucket {bucket}: required a model below {file.name}/, found nothing; upload one there, or give --from FOLDER"
             )
-        folder = bucket_folder(store, file.name, versions)
+        folder = replace(bucket_folder(store, file.name, versions), left_out=left_out)
+        self._say_left_out(folder)
         check(folder, trust_remote_code=file.release.trust_remote_code)
         settings = release_settings(folder, file.release, wish.task)
         self._display.begin("verify", total=sum(folder.files.values()))
         origin: dict[str, str | None] = {"bucket": f"{self._store_settings.models_bucket}/{file.name}"}
         return publish_bucket(store, file.name, list(versions.values()), settings, origin, self._display.advance)
+
+    def _say_left_out(self, folder: Folder) -> None:
+        if folder.left_out:
+            more = f" and {len(folder.left_out) - 1} more" if len(folder.left_out) > 1 else ""
+            self._display.say(f"left out, since only safetensors are served: {folder.left_out[0]}{more}")
 
     def _tidy(self, store: Store, mc: Mc, release: Release) -> None:
         """Let a plain listing of the model's folder show what was published: people browse it, and publish from it."""

@@ -132,6 +132,18 @@ def test_a_folder_that_is_none_is_refused(model: Path, name: str, found: str) ->
         local_folder(model / name)
 
 
+def test_weights_in_other_formats_are_left_out_also_when_they_were_never_pulled(model: Path) -> None:
+    """As in a git-lfs clone of which only the safetensors were pulled."""
+    before = local_folder(model)
+    (model / "pytorch_model-00001-of-00002.bin").write_text(LFS)
+    (model / "coreml" / "w.mlpackage").mkdir(parents=True)
+    (model / "coreml" / "w.mlpackage" / "weights.json").write_text("{}")
+    folder = local_folder(model)
+    check(folder)
+    assert folder.files == before.files
+    assert set(folder.left_out) == {"pytorch_model-00001-of-00002.bin", "coreml/w.mlpackage/weights.json"}
+
+
 def test_a_model_one_level_down_is_pointed_at(model: Path) -> None:
     with pytest.raises(InvalidFolder, match=r"did you mean the folder model\?"):
         check(local_folder(model.parent))
