@@ -15,7 +15,7 @@ from loadtest.figures import Spread, shown, three_digits
 from loadtest.recorder import Recorder
 
 COLOURS = ("#4063d8", "#389826", "#cb3c33", "#9558b2", "#e69f00", "#17becf", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22")
-REST, FIRST = "#c9ced6", "#e8b04a"
+REST, FIRST = "#c9ced6", "#2f3b4a"
 LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"}
 
 
@@ -143,16 +143,18 @@ def _latency_over_time(recorder: Recorder) -> list[Chart]:
 
 def _latency_over_load(recorder: Recorder) -> list[Chart]:
     """Only a run in steps has it: throughput on one axis, latency on the other, one point a step."""
-    steps: dict[tuple[str, str], list[tuple[float, float, str]]] = {}
+    steps: dict[tuple[str, str, str], list[tuple[float, float, str]]] = {}
     for key, one in recorder.series.items():
         rate, p95 = one.rate(one.requests - one.failures), one.latency.percentile(0.95)
         if key.stage and rate is not None and p95 is not None:
-            steps.setdefault((key.model, key.kind), []).append((three_digits(rate), p95, key.stage))
+            loop = "open loop" if key.stage.startswith("open loop") else "closed loop"
+            steps.setdefault((key.model, key.kind, loop), []).append((three_digits(rate), p95, key.stage))
     data = [
-        {"type": "scatter", "mode": "lines+markers+text", "name": f"{model} {kind}, p95", "x": [s[0] for s in found],
-         "y": [s[1] for s in found], "text": [s[2] for s in found], "textposition": "top left"}
-        for (model, kind), found in steps.items()
-        if len(found) > 1
+        {"type": "scatter", "mode": "lines+markers+text", "name": f"{model} {kind}, {loop}, p95", "x": [s[0] for s in found],
+         "y": [s[1] for s in found], "text": [s[2] for s in found], "textposition": "top center",
+         "cliponaxis": False}
+        for (model, kind, loop), found in steps.items()
+        if len(steps.get((model, kind, "closed loop"), [])) > 1
     ]  # fmt: skip
     layout = {"height": 380, "xaxis": {"title": {"text": "requests/s"}, "rangemode": "tozero"}, "margin": {"t": 20},
               "yaxis": {"title": {"text": "p95 latency, ms"}, "rangemode": "tozero"}}  # fmt: skip

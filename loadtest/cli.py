@@ -1,6 +1,7 @@
 """`python -m loadtest`: the command line of a headless run."""
 
 import json
+import os
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
@@ -84,6 +85,11 @@ def _run(settings: LoadtestSettings, options: Namespace, profile: Profile) -> in
     status = Agent(settings.url, settings.headers()).status()
     say(f"{profile.name}: {profile.about}\nagent {status.version} at {settings.url}, serving "
         + (", ".join(f"{m.name} {m.release}" for m in status.models if m.ready) or "nothing yet"))  # fmt: skip
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores / 2:
+        say(
+            f"the machine is busy (load {load:.1f} on {cores} cores): times will be longer than they are; the result says so"
+        )
     began, run = time.time(), Run(session, options, profile.needs_baseline)
     run.profile(profile, options.seconds, options.users)
     if run.problems:
@@ -93,6 +99,7 @@ def _run(settings: LoadtestSettings, options: Namespace, profile: Profile) -> in
     passed = gates(recorder, limits)
     run.environment.parsed_options = options
     found = results.result(run.environment, session, profile=profile.name, gates=passed, started=began)
+    found["machine"]["load before"] = round(load, 2)
     html, data = _write(options.out, profile.name, found, results.report(found, recorder))
     for table in tables.shown_tables(recorder):
         if table.rows:

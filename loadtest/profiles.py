@@ -60,7 +60,7 @@ PROFILES = {
             "saturation",
             "generation with 1 to 32 users in steps of fifteen seconds, then arrivals at a fixed rate",
             (
-                *(Stage(f"{users} users", InferenceUser, users, 15, {"warmup_seconds": 0}) for users in _STEPS),
+                *(Stage(f"{users} user{'s' if users > 1 else ''}", InferenceUser, users, 15) for users in _STEPS),
                 Stage("open loop, 8/s", InferenceUser, 8, 20, {"arrival_rate": 1.0}),
             ),
         ),

@@ -95,6 +95,7 @@ def figures(recorder: Recorder) -> dict[str, Any]:
         "cold_starts": {"arms": {name: arm.title for name, arm in ARMS.items()}, "spreads": spreads,
                         "starts": [start.as_dict() for start in recorder.cold_starts]},
         "points": points,
+        "measured": {f"{s.model} {s.release}": s.digest for s in recorder.cold_starts if s.digest},
     }  # fmt: skip
 
 
