@@ -104,6 +104,7 @@ RUN --mount=type=cache,target=/var/cache/uv --mount=from=installer,source=/opt/i
 COPY weightless weightless
 COPY minio-init minio-init
 RUN python -m seeding samples --out /samples
+USER 1000:1000
 
 
 FROM python AS tools

@@ -4,6 +4,7 @@
 # from the machine's own settings, and apt's settings stay as they are.
 #
 #   tests/compose/engine.sh          make it ready
+#   tests/compose/engine.sh folder   print where it keeps its data and settings
 #   tests/compose/engine.sh stop     stop the daemon that this script started (its images stay)
 set -euo pipefail
 
@@ -123,13 +124,19 @@ stop() {
     kill "$(cat "$engine/dockerd.pid")"
 }
 
+case ${1:-} in
+folder)
+    printf '%s\n' "$engine"
+    exit
+    ;;
+stop)
+    stop
+    exit
+    ;;
+esac
 scratch=$(mktemp -d)
 chmod 755 "$scratch" # apt downloads as a user of its own
 trap 'rm -rf "$scratch"' EXIT
-if [ "${1:-}" = stop ]; then
-    stop
-    exit
-fi
 mkdir -p "$(dirname "$engine")" 2>/dev/null || true
 exec 9>"${TMPDIR:-/tmp}/weightless-engine.lock"
 flock 9 # two callers at once make one engine

@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import urllib.parse
@@ -19,20 +18,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from selenium import webdriver
 from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
+from tests.browser import (
+    begin,
+    chromium,
+    fill,
+    needs_browser,
+    open_tab,
+    pick_users,
+    plots,
+    shoot,
+    shows,
+    start,
+    table_row,
+    text,
+)  # fmt: skip
 from tests.services import ROOT, free_port, wait_for
 from tests.stack import fake_slow_agent as fake
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-needs_browser = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no Chromium: apt-get install chromium chromium-driver"
-)
-SCREENSHOTS = ROOT / "build" / "screenshots"
 KEY = "a-key-that-must-not-be-shown"
 
 
@@ -83,96 +89,8 @@ def get(url: str) -> str:
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[WebDriver]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-                 "disable-component-update", "disable-sync", "disable-dev-shm-usage", "window-size=1500,1300",
-                 f"user-data-dir={tmp_path / 'profile'}"):  # fmt: skip
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    try:
-        yield driver
-    finally:
-        driver.quit()
-
-
-def shoot(browser: WebDriver, name: str) -> None:
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    browser.save_screenshot(str(SCREENSHOTS / f"{name}.png"))
-
-
-def text(browser: WebDriver) -> str:
-    return browser.find_element(By.TAG_NAME, "body").text
-
-
-def shows(what: str, browser: WebDriver) -> bool:
-    return what in text(browser)
-
-
-def table_row(browser: WebDriver, name: str) -> list[str]:
-    """The cells of the first row of the page that has a cell of that text; empty if there is none.
-
-    Read in one go: React replaces rows at any time.
-    """
-    rows: list[list[str]] = browser.execute_script(
-        "return [...document.querySelectorAll('#root tbody tr')].map(r => [...r.cells].map(c => c.innerText))"
-    )
-    return next((cells for cells in rows if name in cells), [])
-
-
-def open_tab(browser: WebDriver, title: str) -> None:
-    tabs = {tab.text.lower(): tab for tab in browser.find_elements(By.CSS_SELECTOR, "[role=tab]")}
-    assert title.lower() in tabs, f"required a tab {title!r}, found {list(tabs)}"
-    tabs[title.lower()].click()
-
-
-def pick_users(browser: WebDriver, wanted: set[str]) -> None:
-    """In the class picker, where every kind of user is picked at first, leave the wanted ones."""
-    for row in browser.find_elements(By.CSS_SELECTOR, "#root table tbody tr"):
-        name = next((user for user in USERS if user in row.text), None)
-        box = row.find_element(By.CSS_SELECTOR, "input[type=checkbox]")
-        if name and box.is_selected() != (name in wanted):
-            box.click()
-
-
-USERS = ("InferenceUser", "StreamingUser", "EmbeddingsUser", "ColdStartUser")
-
-
-def start(browser: WebDriver) -> None:
-    browser.find_element(By.XPATH, "//button[@type='submit']").click()
-
-
-def begin(browser: WebDriver, url: str) -> WebDriverWait[WebDriver]:
-    """Open the start form with our fields unfolded."""
-    browser.get(url)
-    wait = WebDriverWait(browser, 60)
-    wait.until(lambda b: "Custom parameters" in text(b))
-    for summary in browser.find_elements(By.CSS_SELECTOR, ".MuiAccordionSummary-root"):
-        if summary.text == "Custom parameters":
-            summary.click()
-    wait.until(lambda b: b.find_element(By.NAME, "promptWords").is_displayed())
-    return wait
-
-
-def fill(browser: WebDriver, name: str, value: str) -> None:
-    field = browser.find_element(By.NAME, name)
-    field.send_keys(Keys.CONTROL, "a")
-    field.send_keys(value)
-
-
-def plots(browser: WebDriver) -> list[str]:
-    """The headings of the charts that are drawn (their SVG has marks) in the frame below the table."""
-    browser.switch_to.frame("weightless")
-    try:
-        drawn: list[str] = browser.execute_script(
-            "return [...document.querySelectorAll('.js-plotly-plot')]"
-            ".filter(p => p.querySelectorAll('.main-svg .point, .main-svg .scatterlayer path').length)"
-            ".map(p => p.previousElementSibling.previousElementSibling.textContent)"
-        )
-        return drawn
-    finally:
-        browser.switch_to.default_content()
+    with chromium(tmp_path / "profile") as opened:
+        yield opened
 
 
 @needs_browser
