@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from seeding.disk import check_space, store_space
 from seeding.folder import Folder, check, is_other_format, is_part, local_folder
-from seeding.hub import Hub, bytes_present
 from seeding.mc import Mc, configured_mc
 from seeding.progress import Display, size
 from seeding.settings import SeedSettings
@@ -126,6 +125,8 @@ class Seeding:
         )
 
     def _hub(self, store: Store, mc: Mc, file: ModelFile, wish: Wish, source: HubSource) -> Published:
+        from seeding.hub import Hub, bytes_present  # the hub's client takes half as long to import as all the rest
+
         settings = self._settings
         token = settings.hf_token.get_secret_value() if settings.hf_token else None
         hub = Hub(settings.hf_endpoint, token)
