@@ -2,7 +2,7 @@
 
     stopped   no alias, or TorchServe is away: nothing serves
     fetching  a rollout is bringing the release into the cache      (an old release may be serving all the while)
-    starting  a rollout is past that: building, registering, testing
+    starting  a rollout is past that: building, registering, testing; or TorchServe brings a dead worker back
     serving   a release answers; `error` says whether the wanted one was refused
     failed    no release answers, and `error` says why
 
@@ -128,7 +128,7 @@ class Controller:
     def state(self) -> str:
         if self.rollout is not None:
             return "fetching" if self.rollout.step in (Step.RESOLVE, Step.FETCH) else "starting"
-        if self.route.current is not None:
+        if self.route.answering is not None:
             return "serving"
         if self.refusal is not None:
             return "failed"

@@ -79,6 +79,11 @@ class Route:
     why: str = "it is starting"
     inflight: int = 0  # of all versions together
 
+    @property
+    def answering(self) -> Target | None:
+        """The version that takes requests now; None too when its workers are lost."""
+        return self.current if self.current is not None and self.current.down is None else None
+
     def hold(self) -> None:
         """Let new requests wait (bounded by the table's `hold_s`) until `release_hold`."""
         if self.held is None:
@@ -104,7 +109,8 @@ class RoutingTable:
 
     def serving(self) -> dict[str, str]:
         """Model → release that answers now."""
-        return {name: route.current.release for name, route in self.routes.items() if route.current is not None}
+        found = {name: route.answering for name, route in self.routes.items()}
+        return {name: target.release for name, target in found.items() if target is not None}
 
     def find(self, model: str, release: str | None) -> Route:
         """The route that a request asks for; 404 naming what is served."""

@@ -44,7 +44,9 @@ class Status:
         controller = self._reconciler.controllers.get(model)
         if controller is None or controller.wanted is None:
             return "no alias says which release to serve; `make seed` publishes one, `make promote` points at one"
-        return controller.refusal.message if controller.refusal is not None else controller.state
+        current = controller.route.current
+        down = current.down if current is not None else None
+        return controller.refusal.message if controller.refusal is not None else down or controller.state
 
     def healthz(self) -> dict[str, Any]:
         missing = self.unhealthy()
@@ -79,7 +81,7 @@ class Status:
         wanted, current = controller.wanted, controller.route.current
         return {
             "state": controller.state,
-            "serving": current.release if current else None,
+            "serving": current.release if current and current.down is None else None,
             "wanted": wanted.alias.release if wanted and wanted.alias else None,
             "digest": current.digest if current else None,
             "version": current.version if current else None,
@@ -116,9 +118,9 @@ def _error(controller: Controller) -> dict[str, Any] | None:
 def _summary(controller: Controller) -> str:
     """One line for people: `serving v2; v3 refused: …, since …`."""
     current, refusal, rollout = controller.route.current, controller.refusal, controller.rollout
-    said = [f"serving {current.release}" if current else "serving nothing"]
+    said = [f"serving {current.release}" if controller.route.answering else "serving nothing"]
     if current is not None and current.down is not None:
-        said.append(current.down)
+        said.append(f"{current.release}: {current.down}")
     if rollout is not None and rollout.wanted.alias is not None:
         said.append(f"{rollout.wanted.alias.release}: {rollout.step.value}")
     if refusal is not None:
