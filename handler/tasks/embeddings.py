@@ -36,11 +36,12 @@ class Embeddings:
 
     example: Mapping[str, Any] = {"input": "Hello"}
 
-    def __init__(self, model: Any, tokenizer: Any, recipe: Recipe, facts: Mapping[str, Any]) -> None:
+    def __init__(self, model: Any, tokenizer: Any, recipe: Recipe, node: Node, facts: Mapping[str, Any]) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._recipe = recipe
-        self._max_tokens = _max_tokens(model, tokenizer, recipe)
+        limits = (recipe.max_tokens, tokenizer.model_max_length, context_length(model.config), node.max_input_tokens)
+        self._max_tokens = int(min(limit for limit in limits if limit is not None))
         self._pad_id = tokenizer.pad_token_id or 0
         self.facts = dict(facts) | {"max_tokens": self._max_tokens, "pooling": "+".join(recipe.modes)}
 
@@ -116,7 +117,7 @@ def load(folder: Path, settings: Mapping[str, Any], node: Node) -> Embeddings:
         "dtype_reason": placement.reason,
         "architecture": type(model).__name__,
     }
-    return Embeddings(model, load_tokenizer(folder, remote), recipe, facts)
+    return Embeddings(model, load_tokenizer(folder, remote), recipe, node, facts)
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -139,8 +140,3 @@ def _answer(request: Request, vectors: list[numpy.ndarray | RequestError]) -> An
         answer: dict[str, Any] = {"embedding": numpy.round(vector.astype(numpy.float64), _DECIMALS).tolist()}
         answers.append(answer | {"prompt_tokens": len(ids)} if request.details else answer)
     return answers[0] if request.single else answers
-
-
-def _max_tokens(model: Any, tokenizer: Any, recipe: Recipe) -> int:
-    known = (recipe.max_tokens, tokenizer.model_max_length, context_length(model.config))
-    return int(min(value for value in known if value is not None))

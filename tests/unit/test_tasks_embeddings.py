@@ -87,11 +87,13 @@ def test_requests_of_one_batch_get_their_own_vectors_in_order(task: Embeddings) 
     assert last[0]["prompt_tokens"] == len(task.parse({"input": texts[4]}).ids[0]) > 5
 
 
-def test_long_texts_are_cut_where_the_models_own_config_says(task: Embeddings) -> None:
+def test_long_texts_are_cut_where_the_models_own_config_says_or_the_node(task: Embeddings, folder: Path) -> None:
     long = " ".join(["cat"] * 254)
     found = vectors(task, [long, long + " bank bank bank"])
     assert abs(found[0] - found[1]).max() < 1e-6
     assert task.facts["max_tokens"] == 256
+    shorter: Any = load_task("embeddings", folder, {}, Node(max_input_tokens=8))
+    assert shorter.facts["max_tokens"] == 8
 
 
 @pytest.mark.parametrize(
