@@ -48,7 +48,7 @@ def test_every_kind_of_request_and_start_on_the_real_stack(
     inference = rows(found, "inference")
     assert set(inference) == {"falcon-tiny v1 generate", "falcon-tiny v1 stream", "minilm v1 embed"}
     for row in inference.values():
-        assert row["requests"] > 5 and row["failures"] == 0, row
+        assert row["requests"] >= 2 and row["failures"] == 0, row
     stream = rows(found, "streaming")["falcon-tiny v1 stream"]
     assert 0 < stream["first_p50"] <= stream["first_p95"] and stream["tokens"] > 1, stream
 
