@@ -160,6 +160,23 @@ def _length(head: bytes) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def proxy_that_hangs_after(server: MinioServer, answers: int) -> Iterator[LyingProxy]:
+    """So many answers come, the others never: whoever fetches through it cannot end before it is killed."""
+    over = threading.Event()
+
+    def hang(answer: Answer) -> None:
+        if answer.number >= answers:
+            over.wait()
+            answer.body, answer.cut = b"", True
+
+    with lying_proxy_to(server, hang) as proxy:
+        try:
+            yield proxy
+        finally:
+            over.set()
+
+
 def certificate_for_loopback(folder: Path) -> tuple[Path, ssl.SSLContext]:
     """A certificate for 127.0.0.1 that signs itself, and a server's context with it."""
     certificate, key = folder / "certificate.pem", folder / "key.pem"

@@ -30,20 +30,23 @@ class Interrupted(StoreUnavailable):
 
 
 class Body:
-    """The bytes of one answer, in order, through `readinto`. Close it when not all of them were read."""
+    """The bytes of one answer, in order, through `readinto`. Close it in any case."""
 
     def __init__(self, connection: "Connection", response: http.client.HTTPResponse, what: str, length: int) -> None:
         self._connection = connection
         self._response = response
         self._what = what
+        self._broken: Interrupted | None = None
         self.left = length
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill the buffer, or as much of it as the answer still has; return how many bytes. 0 only at the end.
+        """Fill the buffer, or as much of it as the answer still has or brought before it broke; return how many bytes.
 
         Raises:
-            Interrupted: the connection was cut or stalled. What lies in the buffer by then is lost to the caller.
+            Interrupted: the connection was cut or stalled, and everything that it brought was read.
         """
+        if self._broken is not None:
+            raise self._broken
         want = min(len(buffer), self.left)
         got = 0
         window_began, window_got = time.monotonic(), 0
@@ -61,18 +64,19 @@ class Body:
                         raise Interrupted(f"{self._what}: stalled at less than {_SLOWEST} bytes a second")
                     window_began, window_got = now, got
         except (OSError, http.client.HTTPException, ValueError) as error:
-            self.close()
-            raise Interrupted(f"{self._what}: {_said(error)}") from error
-        except Interrupted:
-            self.close()
-            raise
+            self._broken = Interrupted(f"{self._what}: {_said(error)}")
+            self._broken.__cause__ = error
+        except Interrupted as error:
+            self._broken = error
+        if self._broken is not None and not got:
+            raise self._broken
         if not self.left:
             self._response.close()
         return got
 
     def close(self) -> None:
         """Give up what was not read; the next request makes a new connection."""
-        if self.left:
+        if self.left or self._broken is not None:
             self._connection.close()
 
 
