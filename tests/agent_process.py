@@ -91,7 +91,8 @@ class AgentProcess:
 
     def descendants(self) -> list[psutil.Process]:
         assert self.process is not None
-        return psutil.Process(self.process.pid).children(recursive=True)
+        found: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
+        return found
 
     def java(self) -> psutil.Process:
         return next(child for child in self.descendants() if "ModelServer" in " ".join(child.cmdline()))
@@ -110,8 +111,9 @@ class AgentProcess:
         except urllib.error.HTTPError as error:
             return Answer(error.code, dict(error.headers), error.read())
 
-    def predict(self, model: str, text: str, release: str | None = None, **parameters: Any) -> Answer:
-        path = f"/predictions/{model}" + (f"/{release}" if release else "")
+    def predict(self, model: str, text: str, **parameters: Any) -> Answer:
+        """One prediction; `model` may be model/release."""
+        path = f"/predictions/{model}"
         body: dict[str, Any] = {"input": text} | ({"parameters": parameters} if parameters else {})
         return self.call("POST", path, body)
 
@@ -122,6 +124,17 @@ class AgentProcess:
     def model(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = self.status()["models"][name]
         return found
+
+    def registered(self, model: str) -> list[str]:
+        """The model's versions that TorchServe itself knows."""
+        url = f"http://127.0.0.1:{self.ports['TORCHSERVE_MANAGEMENT_PORT']}/models/{model}/all"
+        try:
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                return [str(entry["modelVersion"]) for entry in json.loads(answer.read())]
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return []
+            raise
 
     def wait_healthy(self, timeout: float = START_S) -> None:
         self._wait(lambda: self.call("GET", "/healthz").status == 200, "the agent to be healthy", timeout)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+from tests.services import wait_for
+
 
 @dataclass
 class Traffic:
@@ -38,6 +40,11 @@ class Traffic:
         self._stop.set()
         for thread in self._threads:
             thread.join(self.timeout + 5)
+
+    def wait_for_more(self, release: str, count: int = 5, timeout: float = 30) -> None:
+        """Wait until this release has given some more answers."""
+        before = self.releases[release]
+        wait_for(lambda: self.releases[release] >= before + count, f"{count} more answers of {release}", timeout)
 
     def _ask(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout)

@@ -30,7 +30,7 @@ from serve.agent.rollout import Tools
 from serve.agent.routing import RoutingTable
 from serve.agent.settings import AgentSettings, python
 from serve.agent.status import Status
-from serve.agent.torchserve import TorchServe, check_port, environment_of
+from serve.agent.torchserve import TorchServe, check_ports, environment_of
 from serve.agent.warmth import first_imports, imports_of
 from serve.zygote.supervisor import Zygote
 from weightless.cache import NodeCache
@@ -58,6 +58,7 @@ async def run(settings: AgentSettings) -> None:
     log.info("models run on %s", ", ".join(device.gpus) or f"the CPU ({device.reason})")
     if settings.require_gpu:
         check_required(device)
+    check_ports(settings)
     async with contextlib.AsyncExitStack() as stack:
         runtime = _runtime_folder(settings)
         stack.callback(shutil.rmtree, runtime, ignore_errors=True)
@@ -65,8 +66,6 @@ async def run(settings: AgentSettings) -> None:
         zygote = Zygote(runtime / "zygote", first_imports(memory, cache), enabled=settings.zygote, python=python())
         environment = zygote.environment(environment_of(settings, runtime / "t"))
         torchserve = TorchServe(settings, zygote.interpreter, environment, runtime / "t")
-        check_port(settings.agent_host, settings.agent_port, "AGENT_PORT")
-        torchserve.check_ports()
 
         session = await stack.enter_async_context(aiohttp.ClientSession())
         management = await stack.enter_async_context(Management(settings.management_url))
@@ -126,10 +125,12 @@ async def _end(tasks: list[asyncio.Task[None]]) -> None:
 
 
 def _runtime_folder(settings: AgentSettings) -> Path:
-    """A new folder for sockets and for TorchServe's temp, under STATE_DIR, or under /tmp where its path would be too long."""
+    """A new folder for sockets and for TorchServe's temp, under STATE_DIR, or under /tmp where its path would be too long.
+
+    Removes what an agent that was killed left behind; `check_ports` has seen that none is running.
+    """
     state_dir = settings.state_dir.resolve()
-    shutil.rmtree(state_dir / "run", ignore_errors=True)  # of an agent that was killed
-    for folder in ("model-store", "ledger", "coldstart"):
+    for folder in ("run", "model-store", "ledger", "coldstart"):
         shutil.rmtree(state_dir / folder, ignore_errors=True)
     wanted = state_dir / "run"
     wanted.mkdir(parents=True, exist_ok=True)

@@ -116,7 +116,7 @@ def _ask_torch() -> dict[str, Any]:
         error = "; ".join(str(warning.message) for warning in caught)
     if not usable and not error:
         try:
-            torch.cuda.init()
+            torch.cuda.init()  # type: ignore[no-untyped-call]
         except (RuntimeError, AssertionError) as refused:
             error = str(refused)
     return {"usable": usable, "cuda": torch.version.cuda, "error": error}

@@ -118,7 +118,8 @@ def _error(controller: Controller) -> dict[str, Any] | None:
 def _summary(controller: Controller) -> str:
     """One line for people: `serving v2; v3 refused: …, since …`."""
     current, refusal, rollout = controller.route.current, controller.refusal, controller.rollout
-    said = [f"serving {current.release}" if controller.route.answering else "serving nothing"]
+    answering = controller.route.answering
+    said = [f"serving {answering.release}" if answering else "serving nothing"]
     if current is not None and current.down is not None:
         said.append(f"{current.release}: {current.down}")
     if rollout is not None and rollout.wanted.alias is not None:

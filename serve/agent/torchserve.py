@@ -55,12 +55,6 @@ class TorchServe:
         running = self._process is not None and self._process.returncode is None
         return self._process.pid if running and self._process else None
 
-    def check_ports(self) -> None:
-        """SettingsError if one of its ports is taken: it would say so only in a Java stack trace."""
-        for name in ("inference", "management", "metrics"):
-            variable = f"TORCHSERVE_{name.upper()}_PORT"
-            check_port("127.0.0.1", getattr(self._settings, variable.lower()), variable)
-
     async def supervise(self, came_up: Callable[[], Awaitable[None]], went_down: Callable[[], None]) -> None:
         """Keep the server up until cancelled. Calls `came_up` whenever it answers, `went_down` when it is gone.
 
@@ -141,8 +135,15 @@ class TorchServe:
         shutil.rmtree(self._temp, ignore_errors=True)
 
 
-def check_port(host: str, port: int, variable: str) -> None:
-    """SettingsError if nobody could listen there now."""
+def check_ports(settings: AgentSettings) -> None:
+    """SettingsError if a port is taken: TorchServe would say so only in a Java stack trace."""
+    _check_port(settings.agent_host, settings.agent_port, "AGENT_PORT")
+    for name in ("INFERENCE", "MANAGEMENT", "METRICS"):
+        variable = f"TORCHSERVE_{name}_PORT"
+        _check_port("127.0.0.1", getattr(settings, variable.lower()), variable)
+
+
+def _check_port(host: str, port: int, variable: str) -> None:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

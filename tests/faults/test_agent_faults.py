@@ -7,7 +7,9 @@ import shutil
 import signal
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,6 +19,7 @@ from tests.agent_process import AgentProcess, running_agent
 from tests.releases import move_alias, publish
 from tests.services import ROOT, MinioServer, running_minio, wait_for
 from tests.traffic import Traffic
+from weightless.release import Release
 
 PROMPT = KNOWN["falcon-tiny"].prompt
 GREEDY = {"do_sample": False}
@@ -44,10 +47,6 @@ def workers(agent: AgentProcess) -> list[psutil.Process]:
     """The forked workers themselves: children of the zygote."""
     zygote = agent.status()["zygote"]["pid"]
     return psutil.Process(zygote).children()
-
-
-def restart(server: MinioServer) -> None:
-    server.start()
 
 
 # ---- something is killed
@@ -88,12 +87,11 @@ def test_a_killed_worker_comes_back_and_no_request_hangs(
     with running_agent(tmp_path, minio_server, HANDLER_DIR=MOODY) as agent:
         agent.wait_serving("moody", "v1")
         with Traffic(agent.ports["AGENT_PORT"], "moody", {"input": "say x"}) as traffic:
-            wait_for(lambda: traffic.releases["v1"] > 5, "answers", 10)
+            traffic.wait_for_more("v1")
             [worker] = workers(agent)
             worker.kill()
             wait_for(lambda: workers(agent) and workers(agent) != [worker], "another worker", 20)
-            answered = traffic.releases["v1"]
-            wait_for(lambda: traffic.releases["v1"] > answered + 5, "answers again", 20)
+            traffic.wait_for_more("v1")
         assert all(failure.startswith("503") for failure in traffic.failures), traffic.failures[:3]
         assert traffic.slowest < 20
 
@@ -228,7 +226,7 @@ def damaged(right: bytes, chance: random.Random) -> bytes:
         case 1:
             return chance.randbytes(chance.randrange(0, 300)) + b"\xff"
         case 2:
-            wrong = chance.choice([None, 3, {}, [], [None], True, 1.5, ["x", {}]])
+            wrong: Any = chance.choice([None, 3, {}, [], [None], True, 1.5, ["x", {}]])
             return json.dumps({"input": wrong}).encode()
         case _:
             field = chance.choice(["parameters", "stream", "details"])
@@ -284,18 +282,18 @@ def test_an_alias_that_moves_during_a_rollout_ends_at_the_last(
         with Traffic(agent.ports["AGENT_PORT"], "falcon-tiny", {"input": PROMPT, "parameters": GREEDY}) as traffic:
             for release in (v2, v1, v2, v1, v2):
                 move_alias(minio_server, release)
-                wait_for(lambda r=release: agent.model("falcon-tiny")["wanted"] == r.name, "the move to be seen", 10)
+                wait_for(partial(wants, agent, release), "the move to be seen", 10)
             agent.wait_serving("falcon-tiny", "v2")
         assert traffic.failures == []
-        url = f"http://127.0.0.1:{agent.ports['TORCHSERVE_MANAGEMENT_PORT']}/models/falcon-tiny/all"
+        wait_for(
+            lambda: agent.registered("falcon-tiny") == [agent.model("falcon-tiny")["version"]],
+            "nothing else to stay",
+            30,
+        )
 
-        def left() -> list[str]:
-            import urllib.request
 
-            with urllib.request.urlopen(url) as answer:
-                return [entry["modelVersion"] for entry in json.loads(answer.read())]
-
-        wait_for(lambda: left() == [agent.model("falcon-tiny")["version"]], "nothing else to stay registered", 30)
+def wants(agent: AgentProcess, release: Release) -> bool:
+    return bool(agent.model("falcon-tiny")["wanted"] == release.name)
 
 
 def test_java_stopped_for_a_while_hangs_nobody(minio_server: MinioServer, moody_model: Path, tmp_path: Path) -> None:
