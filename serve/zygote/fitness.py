@@ -38,11 +38,19 @@ def unfit_after_imports() -> str | None:
     )
 
 
-def why_stock(start: Start, script: Path, environment: Mapping[bytes, bytes], own_path: list[str]) -> str | None:
+def imported_names() -> frozenset[str]:
+    """The top-level modules that a fork has already. Taken once after the imports: to look at a name is to write to its
+    reference count, and the names lie on some thousand pages that are shared with the workers."""
+    return frozenset({name.partition(".")[0] for name in sys.modules} - {"__main__", "serve"})
+
+
+def why_stock(
+    start: Start, script: Path, environment: Mapping[bytes, bytes], own_path: list[str], imported: frozenset[str]
+) -> str | None:
     """Why this start needs an interpreter of its own, or None.
 
     script: the worker module of the TorchServe that is imported here. environment: what this process was started with.
-    own_path: the entries of sys.path from which it imported.
+    own_path: the entries of sys.path from which it imported the modules in `imported`.
     """
     asked = Path(os.fsdecode(start.argv[0])) if start.argv else Path()
     if not (asked.is_file() and asked.samefile(script)):
@@ -56,7 +64,6 @@ def why_stock(start: Start, script: Path, environment: Mapping[bytes, bytes], ow
     )
     if changed:
         return f"its environment differs in what is read at import: {', '.join(changed)}"
-    imported = {name.partition(".")[0] for name in sys.modules} - {"__main__", "serve"}
     for entry in worker_path(start):
         if entry not in own_path and (found := own_packages(Path(entry), imported)):
             return f"the model brings its own packages: {found} in {entry}"
@@ -72,7 +79,7 @@ def pythonpath(value: str, directory: str) -> list[str]:
     return [os.path.normpath(Path(directory, entry)) for entry in value.split(os.pathsep)] if value else []
 
 
-def own_packages(folder: Path, imported: set[str]) -> str | None:
+def own_packages(folder: Path, imported: frozenset[str]) -> str | None:
     """A package that pip installed into this folder, or a module in it that would have been imported instead of ours."""
     try:
         entries = list(os.scandir(folder))

@@ -14,6 +14,7 @@ ALWAYS = (
     "blake3",
     "minio",
     "pydantic",
+    "pydantic.networks",
     "pydantic_settings",
     "safetensors.torch",
     "tenacity",

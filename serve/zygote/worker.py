@@ -18,6 +18,9 @@ from serve.zygote.fitness import worker_path
 from serve.zygote.protocol import Start
 
 PR_SET_PDEATHSIG = 1
+# Forgotten in the fork, where `serve` may be a model's own. By name: to search sys.modules writes to every name's reference
+# count, and so copies their pages.
+OURS = ("serve", *(f"serve.zygote{name}" for name in ("", ".fitness", ".imports", ".protocol", ".worker", ".zygote")))
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -92,6 +95,6 @@ def openblas(function: str) -> list[Callable[..., int]]:
 
 def run(start: Start) -> None:
     """Run TorchServe's worker module as `__main__`; returns or raises as it does."""
-    for name in [name for name in sys.modules if name == "serve" or name.startswith("serve.")]:
-        del sys.modules[name]
+    for name in OURS:
+        sys.modules.pop(name, None)
     runpy.run_path(os.fsdecode(start.argv[0]), run_name="__main__")

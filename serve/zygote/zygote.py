@@ -46,6 +46,7 @@ class Zygote:
     environment: dict[bytes, bytes]
     set_by_imports: dict[bytes, bytes] = field(default_factory=dict)
     script: Path = field(default_factory=Path)
+    imported: frozenset[str] = frozenset()
     asking: dict[int, socket.socket] = field(default_factory=dict)  # connections that have not said what to start
     workers: dict[int, Worker] = field(default_factory=dict)  # by pidfd
     hangups: dict[int, int] = field(default_factory=dict)  # a worker's connection → its pidfd
@@ -72,6 +73,7 @@ class Zygote:
         self.unfit = fitness.unfit_after_imports()
         new = os.environb.keys() - self.environment.keys() - SET_BY_US
         self.set_by_imports = {name: os.environb[name] for name in new}
+        self.imported = fitness.imported_names()
         sys.stdout.flush()  # what an import printed would come out of every fork once more
         gc.collect()
         gc.freeze()  # a collection in a worker must not write to, and so copy, every page of ours
@@ -141,7 +143,7 @@ class Zygote:
         return None
 
     def why_stock(self, start: Start) -> str | None:
-        return fitness.why_stock(start, self.script, self.environment, [*sys.path, *self.base_path])
+        return fitness.why_stock(start, self.script, self.environment, [*sys.path, *self.base_path], self.imported)
 
     def fork(self, connection: socket.socket) -> bool:
         """True in the fork, once the launcher holds its pidfd and lets it run."""
