@@ -130,7 +130,7 @@ lint: ## Format, lint and types of Python; shell scripts; the Dockerfile
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
-	@git ls-files -z '*.sh' .ci/run | xargs -0 .venv/bin/shellcheck
+	@git ls-files -z '*.sh' .ci/run images | xargs -0 .venv/bin/shellcheck
 	@.venv/bin/hadolint Dockerfile
 pins: ## Compile the locked requirements anew [UPGRADE=yes]
 	$(LOCAL) install

@@ -36,7 +36,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]], right: Iterabl
         return
     shown = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for name in columns:
-        shown.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+        last = name == columns[-1]  # the one that gives way where the terminal is narrow
+        shown.add_column(name, justify="right" if name in numbers else "left", overflow="fold", no_wrap=not last)
     for row in found:
         shown.add_row(*row)
     out.print(shown)

@@ -31,11 +31,10 @@ def status(as_json: Json = False) -> None:
         output.say("No model is served. Publish one: make seed MODEL=falcon-tiny")
         return
     rows: list[list[Cell]] = [_row(name, entry) for name, entry in sorted(models.items())]
-    output.table(
-        ["model", "state", "serving", "task", "workers", "inflight", "start", "now"],
-        rows,
-        right=["workers", "inflight"],
-    )
+    columns = ["model", "state", "serving", "task", "workers", "inflight", "start", "now"]
+    if not any(str(row[-1]) for row in rows):  # nothing is going on
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    output.table(columns, rows, right=["workers", "inflight"])
     for name, entry in sorted(models.items()):
         if entry.get("error"):
             output.fail(f"{name} {entry.get('wanted') or ''}: {describe(entry['error'])}")

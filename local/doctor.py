@@ -141,14 +141,14 @@ def python() -> Check:
 
 def java() -> Check:
     text = _output(["java", "-version"])
-    version = re.search(r'version "(\d+)[^"]*"', text)
+    version = re.search(r'version "((\d+)[^"]*)"', text)
     if not version:
         return Check("java", "wrong", "not found", "apt-get install openjdk-17-jre-headless")
-    if int(version[1]) < JAVA:
+    if int(version[2]) < JAVA:
         return Check(
-            "java", "wrong", f"{version[0]}; required {JAVA} or newer", "apt-get install openjdk-17-jre-headless"
+            "java", "wrong", f"Java {version[1]}; required {JAVA} or newer", "apt-get install openjdk-17-jre-headless"
         )
-    return Check("java", "ok", version[0])
+    return Check("java", "ok", f"Java {version[1]}")
 
 
 def go_tools() -> list[Check]:

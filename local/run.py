@@ -19,6 +19,7 @@ from local.config import ROOT, Setup
 from local.errors import LocalError
 
 MOUNTED = "/mnt/folder"
+SEEDING = "minio-init"  # the image with the commands
 CACHE = "/var/cache/weightless"
 
 
@@ -27,7 +28,7 @@ class Wanted:
     """What is to be run, with which folder or file of this machine ("": none), and whether it needs the node's cache."""
 
     words: list[str]
-    service: str = "minio-init"
+    service: str = SEEDING
     folder: str = ""
     writable: str = ""
     save: str = ""
@@ -79,7 +80,7 @@ def ask(setup: Setup, wanted: Wanted) -> subprocess.CompletedProcess[str]:
 def _in_venv(setup: Setup, wanted: Wanted) -> tuple[list[str], dict[str, str]]:
     if not (ROOT / ".venv/bin/python").exists():
         install.install(setup.values)
-    user = "publisher" if wanted.service == "minio-init" else "node"
+    user = "publisher" if wanted.service == SEEDING else "node"
     return [programs.PYTHON, *wanted.filled(wanted.place)], programs.environment(setup, user) | {"SEED_BY": setup.by}
 
 
@@ -91,11 +92,9 @@ def _in_container(setup: Setup, wanted: Wanted) -> tuple[list[str], dict[str, st
     if wanted.save or not (sys.stdout.isatty() and sys.stdin.isatty()):
         options.append("-T")
     if wanted.writable:
-        # The folder belongs to who types the command, so the container runs as them.
-        options += ["--user", f"{os.getuid()}:{os.getgid()}"]
-    if wanted.writable and wanted.service == "minio-init":  # and as them it cannot read the keys' volume
-        options += ["-e", "S3_ACCESS_KEY", "-e", "S3_SECRET_KEY"]
-        env |= _publisher_keys(env) if setup.own_store else {}
+        # The folder belongs to who types the command, so the container runs as them; they cannot read the keys' volume.
+        options += ["--user", f"{os.getuid()}:{os.getgid()}", "-e", "S3_ACCESS_KEY", "-e", "S3_SECRET_KEY"]
+        env |= _publisher_keys(env) if setup.own_store and wanted.service == SEEDING else {}
     if wanted.cache:
         options += ["--volume", f"{engine.project()}_cache:{CACHE}", "-e", f"CACHE_DIR={CACHE}"]
     if wanted.place:

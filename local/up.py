@@ -101,6 +101,7 @@ def _spawn(setup: Setup) -> None:
 def _follow(setup: Setup) -> None:
     """Show the programs coming up, until all are ready or one failed."""
     shown: set[str] = set()
+    busy, since = "", 0.0
     while True:
         state = stack.state(setup)
         entries = state.get("programs", {})
@@ -117,8 +118,10 @@ def _follow(setup: Setup) -> None:
             say.mark("wrong", bad, remark)
             raise LocalError(f"{bad} {remark}; the end of {programs.log_path(setup, bad)}:\n{tail(setup, bad)}")
         name = next((name for name, entry in entries.items() if entry["state"] == "starting"), "")
+        if name != busy:
+            busy, since = name, time.monotonic()
         if name:
-            say.busy(name, f"{entries[name]['seconds']:5.1f} s  {_doing(setup, name)}")
+            say.busy(name, f"{time.monotonic() - since:5.1f} s  {_doing(setup, name)}")
         time.sleep(0.1)
 
 
