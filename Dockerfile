@@ -12,7 +12,7 @@ ARG GO_IMAGE=golang:1.26-bookworm
 FROM ${GO_IMAGE} AS go-build
 ARG GOPROXY
 ARG GOSUMDB
-ENV CGO_ENABLED=0 GOBIN=/out GOFLAGS="-trimpath -ldflags=-s -ldflags=-w"
+ENV CGO_ENABLED=0 GOBIN=/out GOFLAGS="-trimpath -ldflags=-s"
 COPY requirements/go.txt /go.txt
 
 FROM go-build AS minio-build
@@ -26,10 +26,9 @@ RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache
 
 # ---- what every image has: a user, the mount points of all volumes, and the health check -----------------------------------
 FROM ${DEBIAN_IMAGE} AS base
+COPY --chmod=755 images/packages /usr/local/bin/packages
 # With HTTPS mirrors, apt needs certificates that this very package brings: such a base image has to bring them itself.
-RUN apt-get update -qq \
-    && apt-get install -y -qq --no-install-recommends ca-certificates tini \
-    && rm -rf /var/lib/apt/lists/*
+RUN packages ca-certificates tini
 # An empty volume takes over the owner of the folder that it is mounted on, whichever container comes first.
 RUN useradd --uid 1000 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin weightless \
     && install -d -o 1000 -g 1000 -m 0700 /secrets/minio /secrets/publisher /secrets/node \
@@ -51,9 +50,7 @@ CMD ["server", "/data", "--console-address", ":9001"]
 
 # ---- Python: the interpreter, and the installer in a stage of its own that no image contains ---------------------------------
 FROM base AS python
-RUN apt-get update -qq \
-    && apt-get install -y -qq --no-install-recommends python3 \
-    && rm -rf /var/lib/apt/lists/*
+RUN packages python3
 # Bytecode is compiled when an image is built: its root is read-only later.
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app:/app/handler:/app/minio-init PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
@@ -61,9 +58,7 @@ ENTRYPOINT ["tini", "--", "python"]
 
 FROM python AS installer
 ARG PIP_INDEX_URL
-RUN apt-get update -qq \
-    && apt-get install -y -qq --no-install-recommends python3-venv \
-    && rm -rf /var/lib/apt/lists/*
+RUN packages python3-venv
 COPY requirements/uv.txt /uv.txt
 RUN python3 -m venv /opt/installer \
     && PIP_CERT=/etc/ssl/certs/ca-certificates.crt /opt/installer/bin/pip install -q --no-cache-dir --require-hashes -r /uv.txt
@@ -72,9 +67,7 @@ COPY --chmod=755 images/install /opt/installer/install
 
 # ---- TorchServe with the agent and the zygote -----------------------------------------------------------------------
 FROM python AS serving
-RUN apt-get update -qq \
-    && apt-get install -y -qq --no-install-recommends openjdk-17-jre-headless \
-    && rm -rf /var/lib/apt/lists/*
+RUN packages openjdk-17-jre-headless
 ARG UV_DEFAULT_INDEX
 RUN --mount=type=cache,target=/var/cache/uv --mount=from=installer,source=/opt/installer,target=/opt/installer \
     --mount=type=bind,source=requirements/serving.txt,target=/requirements.txt \

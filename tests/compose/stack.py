@@ -74,7 +74,7 @@ class Stack:
         return self.compose("run", "--rm", "--no-deps", "-T", "minio-init", *words).stdout
 
     def logs(self, *services: str) -> str:
-        return self.compose("logs", "--no-color", *services, check=False).stdout
+        return self.compose("--profile", "*", "logs", "--no-color", *services, check=False).stdout
 
     def containers(self) -> dict[str, dict[str, Any]]:
         """Each container as compose lists it, by service; also those that have ended."""

@@ -1,14 +1,11 @@
 """What a person does with the stack, in the order in which they do it: up, predict, release, roll back, up again, edit, down."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pytest
 from seeding.samples import KNOWN, MEANING
 
-from tests.compose.stack import Stack, ask, docker
+from tests.compose.stack import Stack, docker
 from tests.services import wait_for
 
 LONG_RUNNING = {"minio", "torchserve", "locust"}
@@ -144,11 +141,7 @@ def test_embedded_archives_start_on_the_stock_torchserve(stack: Stack) -> None:
     stack.compose("--profile", "baseline", "rm", "--stop", "--force", "baseline")
 
 
-def test_locusts_page_answers(stack: Stack) -> None:
-    assert ask(stack.url("LOCUST_PORT"), None, None).status == 200
-
-
-def test_down_leaves_nothing_but_the_data(stack: Stack, request: pytest.FixtureRequest) -> None:
+def test_down_leaves_nothing_but_the_data(stack: Stack) -> None:
     """Down and up: the data is there, and so is what was promoted. Last, since it takes the longest to undo."""
     stack.command("-m", "commands", "promote", "falcon-tiny", "v2")
     stack.compose("--profile", "*", "down")
@@ -156,6 +149,5 @@ def test_down_leaves_nothing_but_the_data(stack: Stack, request: pytest.FixtureR
     assert not docker("network", "ls", "--quiet", "--filter", "name=weightless-test_").split()
     stack.up()
     assert answers_as(stack, "falcon-tiny-v2")
-    rolled: Callable[[], Any] = lambda: answers_as(stack, "falcon-tiny")  # noqa: E731
     stack.command("-m", "commands", "rollback", "falcon-tiny")
-    wait_for(rolled, "the answers of v1", 120)
+    wait_for(lambda: answers_as(stack, "falcon-tiny"), "the answers of v1", 120)
