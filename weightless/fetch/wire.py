@@ -1,16 +1,15 @@
-"""One kept-alive connection that reads ranges of one pinned object version, and believes no answer it has not checked.
+"""Ranges of one pinned object version, read through one kept-alive connection that believes no answer it has not checked.
 
-`http.client` and not minio-py, for two reasons: `readinto1` puts what the kernel has into our own buffer (urllib3's
-`read` copies it once more), and a request costs about half the CPU time, which is what thousands of small files consist of.
+Not through minio-py: a body is read into our own buffer here (urllib3's `read` copies it once more), and a small object costs
+half the CPU time.
 """
 
-import http.client
+import contextlib
 import re
-import socket
 import ssl
 import time
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 from urllib.parse import SplitResult, quote
 
 from minio.credentials.credentials import Credentials
@@ -18,6 +17,7 @@ from minio.signer import sign_v4_s3
 from minio.time import to_amz_date, utcnow
 
 from weightless.errors import AccessDenied, FetchFailed, NotFound, StoreUnavailable
+from weightless.fetch.http import BadAnswer, Head, HttpConnection
 from weightless.settings import StoreSettings
 
 _NO_BODY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # SHA-256 of nothing: what a GET sends
@@ -32,9 +32,9 @@ class Interrupted(StoreUnavailable):
 class Body:
     """The bytes of one answer, in order, through `readinto`. Close it in any case."""
 
-    def __init__(self, connection: "Connection", response: http.client.HTTPResponse, what: str, length: int) -> None:
-        self._connection = connection
-        self._response = response
+    def __init__(self, http: HttpConnection, what: str, length: int, stall_seconds: float) -> None:
+        self._http = http
+        self._stall_seconds = stall_seconds
         self._what = what
         self._broken: Interrupted | None = None
         self.left = length
@@ -52,49 +52,44 @@ class Body:
         window_began, window_got = time.monotonic(), 0
         try:
             while got < want:
-                count = self._response.fp.readinto1(buffer[got:want])
+                count = self._http.readinto(buffer[got:want])
                 if not count:
                     raise Interrupted(f"{self._what}: the body ended {self.left} bytes early")
                 got += count
                 self.left -= count
                 # The socket's own timeout notices silence; this notices a connection that dribbles.
                 now = time.monotonic()
-                if now - window_began > self._connection.stall_seconds:
-                    if got - window_got < _SLOWEST * self._connection.stall_seconds:
+                if now - window_began > self._stall_seconds:
+                    if got - window_got < _SLOWEST * self._stall_seconds:
                         raise Interrupted(f"{self._what}: stalled at less than {_SLOWEST} bytes a second")
                     window_began, window_got = now, got
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, ValueError) as error:  # ValueError: the connection was closed under us
             self._broken = Interrupted(f"{self._what}: {_said(error)}")
             self._broken.__cause__ = error
         except Interrupted as error:
             self._broken = error
         if self._broken is not None and not got:
             raise self._broken
-        if not self.left:
-            self._response.close()
         return got
 
     def close(self) -> None:
         """Give up what was not read; the next request makes a new connection."""
         if self.left or self._broken is not None:
-            self._connection.close()
+            self._http.close()
 
 
 class Connection:
     """Used by one thread at a time. `abort` may be called from another thread and ends whatever goes on here."""
 
     def __init__(self, settings: StoreSettings, stall_seconds: float) -> None:
-        self.stall_seconds = stall_seconds
+        self._stall_seconds = stall_seconds
         self._settings = settings
         access_key, secret_key = settings.credentials()
         self._credentials = Credentials(access_key, secret_key)
-        host, port = str(settings.s3_endpoint.host), settings.s3_endpoint.port or (443 if settings.secure else 80)
-        self._host = host if port == (443 if settings.secure else 80) else f"{host}:{port}"
-        self._http = (
-            http.client.HTTPSConnection(host.strip("[]"), port, timeout=stall_seconds, context=_tls(settings))
-            if settings.secure
-            else http.client.HTTPConnection(host.strip("[]"), port, timeout=stall_seconds)
-        )
+        host, default = str(settings.s3_endpoint.host), 443 if settings.secure else 80
+        port = settings.s3_endpoint.port or default
+        self._host = host if port == default else f"{host}:{port}"
+        self._http = HttpConnection(host.strip("[]"), port, stall_seconds, _tls(settings) if settings.secure else None)
 
     def __enter__(self) -> Self:
         return self
@@ -128,8 +123,10 @@ class Connection:
         whole = offset == 0 and end == size
         wanted_range = None if whole else f"bytes={offset}-{'' if end is None else end - 1}"
         try:
-            response = self._ask(bucket, key, version_id, wanted_range)
-        except (OSError, http.client.HTTPException) as error:
+            head = self._ask(bucket, key, version_id, wanted_range)
+            if head.status not in (200, 206):
+                self._refuse(what, head)
+        except (OSError, BadAnswer, ValueError) as error:
             self.close()
             if isinstance(error, ssl.SSLCertVerificationError):
                 raise StoreUnavailable(
@@ -138,30 +135,20 @@ class Connection:
                 ) from error
             raise Interrupted(f"{what}: {_said(error)}") from error
         try:
-            if response.status not in (200, 206):
-                self._refuse(what, response)
-            found = _checked(what, response, version_id, whole, offset, end, size)
-        except BaseException:
+            found = _checked(what, head, version_id, whole, offset, end, size)
+        except Interrupted:
             self.close()
             raise
-        body = Body(self, response, what, found)
-        if not found:
-            response.close()
-        return body
+        return Body(self._http, what, found, self._stall_seconds)
 
     def abort(self) -> None:
         """End a read that another thread is blocked in."""
-        sock = self._http.sock
-        if sock is not None:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                return  # it is closed already
+        self._http.abort()
 
     def close(self) -> None:
         self._http.close()
 
-    def _ask(self, bucket: str, key: str, version_id: str | None, wanted_range: str | None) -> http.client.HTTPResponse:
+    def _ask(self, bucket: str, key: str, version_id: str | None, wanted_range: str | None) -> Head:
         path = f"/{bucket}/{quote(key, safe='/-._~')}"
         query = f"versionId={quote(version_id, safe='')}" if version_id else ""
         now = utcnow()
@@ -182,36 +169,42 @@ class Connection:
             date=now,
         )
         target = f"{path}?{query}" if query else path
-        self._http.request("GET", target, headers={name: str(value) for name, value in signed.items()})
-        return self._http.getresponse()
+        return self._http.get(target, {name: str(value) for name, value in signed.items()})
 
-    def _refuse(self, what: str, response: http.client.HTTPResponse) -> None:
-        try:
-            text = response.read(_MAX_ERROR_BODY).decode(errors="replace")
-        except (OSError, http.client.HTTPException):
-            text = ""  # the status alone says enough
+    def _refuse(self, what: str, head: Head) -> NoReturn:
+        text = self._error_text(head)
+        self.close()
         found = re.search(r"<Code>([^<]+)</Code>", text)
-        code = found.group(1) if found else f"HTTP {response.status}"
-        if response.status == 404 or code in ("NoSuchVersion", "MethodNotAllowed"):
+        code = found.group(1) if found else f"HTTP {head.status}"
+        if head.status == 404 or code in ("NoSuchVersion", "MethodNotAllowed"):
             raise NotFound(
                 f"{what}: not found in the store at {self._settings.s3_endpoint} ({code}); the release names a version that was "
                 "deleted: publish the model again"
             )
-        if response.status in (401, 403):
+        if head.status in (401, 403):
             raise AccessDenied(
                 f"{what}: the store refused access key {self._credentials.access_key} ({code}); required one that may read "
                 f"{self._settings.models_bucket}; check S3_ACCESS_KEY and S3_SECRET_KEY or S3_CREDENTIALS_DIR"
             )
-        if response.status == 429 or response.status >= 500 or response.status in (408, 416):
-            raise Interrupted(f"{what}: the store answered {code} (HTTP {response.status})")
+        if head.status == 429 or head.status >= 500 or head.status in (408, 416):
+            raise Interrupted(f"{what}: the store answered {code} (HTTP {head.status})")
         raise FetchFailed(
-            f"{what}: required HTTP 200 or 206, found {response.status} ({code}); is S3_ENDPOINT an S3 store?"
+            f"{what}: required HTTP 200 or 206, found {head.status} ({code}); is S3_ENDPOINT an S3 store?"
         )
+
+    def _error_text(self, head: Head) -> str:
+        """The body of a refusal, if it comes and says how long it is: the status alone says enough."""
+        buffer, got = memoryview(bytearray(_MAX_ERROR_BODY)), 0
+        want = min(head.length or 0, _MAX_ERROR_BODY)
+        with contextlib.suppress(OSError, ValueError):
+            while got < want and (count := self._http.readinto(buffer[got:want])):
+                got += count
+        return bytes(buffer[:got]).decode(errors="replace")
 
 
 def _checked(
     what: str,
-    response: http.client.HTTPResponse,
+    head: Head,
     version_id: str | None,
     whole: bool,
     offset: int,
@@ -220,18 +213,18 @@ def _checked(
 ) -> int:
     """The number of bytes in the body, if the answer is the one that was asked for; else Interrupted."""
     required = 200 if whole else 206
-    if response.status != required:
-        raise Interrupted(f"{what}: required HTTP {required}, found {response.status} for bytes {offset} to {end}")
-    length = response.length
+    if head.status != required:
+        raise Interrupted(f"{what}: required HTTP {required}, found {head.status} for bytes {offset} to {end}")
+    length = head.length
     if length is None:
         raise Interrupted(f"{what}: required a Content-Length, found none")
     if not whole and end is not None:
-        named = response.headers.get("Content-Range", "")
+        named = head.headers.get("content-range", "")
         if named != f"bytes {offset}-{end - 1}/{size}":
             raise Interrupted(f"{what}: required bytes {offset}-{end - 1}/{size}, found {named!r}")
     if end is not None and length != end - offset:
         raise Interrupted(f"{what}: required {end - offset} bytes, found Content-Length {length}")
-    answered = response.headers.get("x-amz-version-id")
+    answered = head.headers.get("x-amz-version-id")
     if version_id and answered and answered != version_id:
         raise Interrupted(f"{what}: required this version, found {answered}")
     return length
