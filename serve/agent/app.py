@@ -31,6 +31,7 @@ from serve.agent.routing import RoutingTable
 from serve.agent.settings import AgentSettings, python
 from serve.agent.status import Status
 from serve.agent.torchserve import TorchServe, check_ports, environment_of
+from serve.agent.upstream import Upstream
 from serve.agent.warmth import first_imports, imports_of
 from serve.zygote.supervisor import Zygote
 from weightless.cache import NodeCache
@@ -82,8 +83,9 @@ async def run(settings: AgentSettings) -> None:
         )  # fmt: skip
         reconciler = Reconciler(tools, table, desired, metrics)
         stack.push_async_callback(reconciler.close)
-        door = Door(table, settings.inference_url, metrics)
-        stack.push_async_callback(door.close)
+        upstream = Upstream("127.0.0.1", settings.torchserve_inference_port)
+        stack.callback(upstream.close)
+        door = Door(table, upstream, metrics)
         api = Api(
             KeyCheck(settings.key()), door, Status(table, desired, reconciler, torchserve, zygote, device), reconciler,
             ColdStarts(tools), metrics, tools,

@@ -8,36 +8,25 @@ go out chunk by chunk; a client that goes away closes its upstream connection.
 import asyncio
 import json
 import time
-from collections.abc import Mapping
 
-import aiohttp
 from aiohttp import web
 
 from serve.agent.bodies import checked_body
 from serve.agent.errors import ApiError, from_torchserve, unavailable
 from serve.agent.metrics import DoorMetrics
 from serve.agent.routing import CUT_OFF, Route, RoutingTable, Target
+from serve.agent.upstream import Exchange, Head, Upstream, UpstreamLost
 
 TIMEOUT_SLACK_S = 2.0  # TorchServe's own timeout, which says more, may come first
-_HEADERS = {"Content-Type": "application/json"}  # always: TorchServe parses a form, which is what curl -d says it sends
 
 
 class Door:
-    """Proxies predictions. Holds one pool of connections to TorchServe's inference port."""
+    """Proxies predictions to TorchServe's inference port, always as JSON: a form, which is what `curl -d` says, it would parse."""
 
-    def __init__(self, table: RoutingTable, upstream_url: str, metrics: DoorMetrics) -> None:
+    def __init__(self, table: RoutingTable, upstream: Upstream, metrics: DoorMetrics) -> None:
         self._table = table
-        self._url = upstream_url
+        self._upstream = upstream
         self._metrics = metrics
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
-
-    async def close(self) -> None:
-        await self._session.close()
 
     async def predict(self, request: web.BaseRequest, model: str, release: str | None) -> web.StreamResponse:
         """Answer one prediction, with the headers that name model and release.
@@ -62,28 +51,30 @@ class Door:
     async def _forward(self, request: web.BaseRequest, raw: bytes, route: Route, target: Target) -> web.StreamResponse:
         limit_s = target.response_timeout_s + TIMEOUT_SLACK_S
         names = {"X-Weightless-Model": target.model, "X-Weightless-Release": target.release}
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=limit_s)
+        exchange: Exchange | None = None
         try:
-            async with self._session.post(
-                self._url + target.path, data=raw, headers=_HEADERS, timeout=timeout
-            ) as upstream:
-                if upstream.headers.get("Transfer-Encoding") == "chunked":
-                    return await _stream(request, upstream, target, names)
-                body = await upstream.read()
-                if upstream.status >= 400:
-                    error = from_torchserve(upstream.status, body, target.model, target.version)
-                    if error is not None:
-                        raise error
-                return web.Response(
-                    status=upstream.status, body=body, headers=names | {"Content-Type": _content_type(upstream.headers)}
-                )
+            exchange = await self._upstream.take()
+            head = await exchange.request("POST", target.path, raw, limit_s)
+            if head.chunked:
+                return await _stream(request, head, exchange, target, names)
+            body = await exchange.read()
+            if head.status >= 400:
+                error = from_torchserve(head.status, body, target.model, target.version)
+                if error is not None:
+                    raise error
+            kind = head.headers.get("content-type") or "application/json"
+            return web.Response(status=head.status, body=body, headers=names | {"Content-Type": kind})
         except TimeoutError:
             raise _timed_out(target, limit_s) from None
         except asyncio.CancelledError as cancelled:
             _only_if_cut_off(cancelled)
             raise unavailable(f"model {target.model}: {target.down}") from None
-        except aiohttp.ClientError as error:
-            raise _connection_lost(route, target, error) from None
+        except UpstreamLost as lost:
+            why = target.down or (route.why if route.current is None else f"TorchServe is away: {lost}")
+            raise unavailable(f"model {target.model}: {why}") from None
+        finally:
+            if exchange is not None:
+                self._upstream.give_back(exchange)
 
 
 async def _read(request: web.BaseRequest) -> bytes:
@@ -96,28 +87,28 @@ async def _read(request: web.BaseRequest) -> bytes:
 
 
 async def _stream(
-    request: web.BaseRequest, upstream: aiohttp.ClientResponse, target: Target, names: dict[str, str]
+    request: web.BaseRequest, head: Head, exchange: Exchange, target: Target, names: dict[str, str]
 ) -> web.StreamResponse:
     """Pass chunks on as they come. A failure after the first byte can only be said in the stream: as an `error` event."""
     headers = names | {
-        "Content-Type": upstream.headers.get("Content-Type", "text/event-stream"),
+        "Content-Type": head.headers.get("content-type", "text/event-stream"),
         "Cache-Control": "no-cache",
         "X-Accel-Buffering": "no",  # nginx would collect the tokens
     }
-    response = web.StreamResponse(status=upstream.status, headers=headers)
+    response = web.StreamResponse(status=head.status, headers=headers)
     await response.prepare(request)
     failure: ApiError | None = None
     try:
-        async for chunk in upstream.content.iter_any():
+        async for chunk in exchange.chunks():
             await response.write(chunk)
     except TimeoutError:
-        failure = _timed_out(target, target.response_timeout_s + TIMEOUT_SLACK_S)
-    except aiohttp.ClientConnectionResetError:
+        failure = _timed_out(target, exchange.limit_s)
+    except ConnectionResetError:
         raise asyncio.CancelledError from None  # the client went away while we wrote
     except asyncio.CancelledError as cancelled:
         _only_if_cut_off(cancelled)
         failure = unavailable(f"model {target.model}: {target.down}")
-    except aiohttp.ClientError:
+    except UpstreamLost:
         failure = unavailable(f"model {target.model}: the answer broke off, its worker died", "worker_died")
     if failure is not None:
         await response.write(b"event: error\ndata: " + json.dumps(json.loads(failure.body())).encode() + b"\n\n")
@@ -133,16 +124,5 @@ def _only_if_cut_off(cancelled: asyncio.CancelledError) -> None:
     task.uncancel()
 
 
-def _content_type(headers: Mapping[str, str]) -> str:
-    return headers.get("Content-Type") or "application/json"
-
-
 def _timed_out(target: Target, limit_s: float) -> ApiError:
     return ApiError(504, "timeout", f"model {target.model}: required an answer within {limit_s:.0f} s, found none")
-
-
-def _connection_lost(route: Route, target: Target, error: aiohttp.ClientError) -> ApiError:
-    why = target.down or (
-        route.why if route.current is None else f"TorchServe closed the connection ({type(error).__name__})"
-    )
-    return unavailable(f"model {target.model}: {why}")
