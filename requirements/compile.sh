@@ -14,7 +14,7 @@ upgrade=()
 [ "${UPGRADE:-no}" = no ] || upgrade=(--upgrade)
 
 compile "${upgrade[@]}" dev.in --output-file dev.txt
-for group in tools serving loadtest; do
+for group in tools serving loadtest bench; do
     rm -f "$group.txt"
     compile --constraints dev.txt "$group.in" --output-file "$group.txt"
 done
