@@ -49,4 +49,6 @@ def stop(setup: Setup) -> int:
 
 
 def _compose(*words: str) -> int:
-    return subprocess.run(engine.compose("--profile", "baseline", *words), cwd=ROOT, check=False).returncode
+    return subprocess.run(
+        engine.compose("--profile", "baseline", *words, quiet=not say.TERMINAL), cwd=ROOT, check=False
+    ).returncode

@@ -1,7 +1,7 @@
 """Runs a Python command of the project where the stack runs: in a container of it, or in `.venv`.
 
-The words after `--` are the interpreter's. `{folder}` among them stands for the folder that --folder names, which a container
-sees mounted read-only. --save takes what the command writes to its standard output into a file, whole or not at all.
+The words after `--` are the interpreter's. `{folder}` among them stands for the folder that --folder or --writable names, which a
+container sees mounted. --save takes what the command writes to its standard output into a file, whole or not at all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,21 @@ from local import engine, install, programs, say
 from local.config import ROOT, Setup
 from local.errors import LocalError
 
-MOUNTED = "/mnt/folder"
+OWN = {
+    "app",
+    "opt",
+    "usr",
+    "etc",
+    "bin",
+    "sbin",
+    "lib",
+    "lib64",
+    "proc",
+    "sys",
+    "dev",
+    "secrets",
+    "samples",
+}  # an image's
 SEEDING = "minio-init"  # the image with the commands
 CACHE = "/var/cache/weightless"
 
@@ -97,9 +111,17 @@ def _in_container(setup: Setup, wanted: Wanted) -> tuple[list[str], dict[str, st
         env |= _publisher_keys(env) if setup.own_store and wanted.service == SEEDING else {}
     if wanted.cache:
         options += ["--volume", f"{engine.project()}_cache:{CACHE}", "-e", f"CACHE_DIR={CACHE}"]
-    if wanted.place:
-        options += ["--volume", f"{wanted.place}:{MOUNTED}{'' if wanted.writable else ':ro'}"]
-    return engine.compose("run", *options, wanted.service, *wanted.filled(MOUNTED), quiet=True), env
+    inside = _inside(wanted.place) if wanted.place else None
+    if inside:
+        options += ["--volume", f"{wanted.place}:{inside}{'' if wanted.writable else ':ro'}"]
+    return engine.compose("run", *options, wanted.service, *wanted.filled(inside), quiet=True), env
+
+
+def _inside(place: Path) -> Path:
+    """Where a container sees a folder: under the same name, for what is said about it, unless its own files lie there."""
+    if ":" in str(place):
+        raise LocalError(f"required a path without a colon, which Docker cannot mount, found {place}")
+    return Path("/mnt") / place.relative_to("/") if len(place.parts) < 3 or place.parts[1] in OWN else place
 
 
 def _publisher_keys(env: dict[str, str]) -> dict[str, str]:

@@ -36,9 +36,21 @@ def up_docker(setup: Setup) -> None:
     if not env.get("TORCHSERVE_RUNTIME") and "nvidia" in engine.docker_runtimes():
         env["TORCHSERVE_RUNTIME"] = "nvidia"
         say.mark("note", "gpu", "the engine has the nvidia runtime: used (TORCHSERVE_RUNTIME=runc leaves it out)")
-    done = subprocess.run(engine.compose("up", "--build", "--detach", "--wait"), cwd=ROOT, env=env, check=False)
+    argv = engine.compose("up", "--build", "--detach", "--wait")
+    if say.TERMINAL:
+        done = subprocess.run(argv, cwd=ROOT, env=env, check=False)
+        said = "see above"
+    else:  # compose would print a thousand lines
+        log = ROOT / "build/compose.log"
+        log.parent.mkdir(exist_ok=True)
+        say.mark("busy", "docker", f"building what changed and starting; {log} has the details")
+        with log.open("w") as output:
+            done = subprocess.run(argv, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, check=False)
+        said = "the end of its output:\n" + "\n".join(f"       {row}" for row in log.read_text().splitlines()[-15:])
     if done.returncode != 0:
-        raise LocalError("docker compose up failed, see above; make logs shows what the services said")
+        raise LocalError(
+            f"docker compose up ended with status {done.returncode}; make logs has what the services said; {said}"
+        )
 
 
 def up_local(setup: Setup) -> None:
@@ -227,12 +239,16 @@ def down(setup: Setup) -> int:
     forced = setup.values.get("ENGINE")
     stopped = down_local(setup) if forced != "docker" else False
     if forced != "local" and engine.docker_version() and engine.compose_containers():
-        done = subprocess.run(engine.compose("--profile", "*", "down", "--remove-orphans"), cwd=ROOT, check=False)
-        if done.returncode != 0:
-            raise LocalError("docker compose down failed, see above")
+        down_docker()
         stopped = True
     say.lines(["The stack is down; its data stays (make clean removes it)." if stopped else "Nothing runs."])
     return 0
+
+
+def down_docker(*more: str) -> None:
+    argv = engine.compose("--profile", "*", "down", "--remove-orphans", *more, quiet=not say.TERMINAL)
+    if subprocess.run(argv, cwd=ROOT, check=False).returncode != 0:
+        raise LocalError("docker compose down failed, see above")
 
 
 def down_local(setup: Setup) -> bool:
@@ -271,10 +287,10 @@ def clean(setup: Setup, yes: bool) -> int:
         return 0
     if not say.agreed(f"This removes every model, release, cached file and secret in {' and '.join(parts)}.", yes):
         raise LocalError("nothing was removed; where nobody can be asked: make clean YES=yes")
-    down(setup)
     if volumes:
-        subprocess.run(engine.compose("--profile", "*", "down", "--volumes", "--remove-orphans"), cwd=ROOT, check=True)
+        down_docker("--volumes")
     if local:
+        down_local(setup)
         shutil.rmtree(setup.run)
     say.lines(["All data is removed. make up starts anew."])
     return 0

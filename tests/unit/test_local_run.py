@@ -1,0 +1,51 @@
+"""How a command reaches the stack: the folder that a container sees, and files that come whole or not at all."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from local import run
+from local.errors import LocalError
+
+
+@pytest.mark.parametrize(
+    ("place", "inside"),
+    [
+        ("/home/anna/models/x", "/home/anna/models/x"),
+        ("/var/lib/models", "/var/lib/models"),
+        ("/opt/models", "/mnt/opt/models"),
+        ("/app/models", "/mnt/app/models"),
+        ("/models", "/mnt/models"),
+        ("/", "/mnt"),
+    ],
+)
+def test_a_container_sees_a_folder_under_its_own_name_unless_it_would_hide_the_image(place: str, inside: str) -> None:
+    assert run._inside(Path(place)) == Path(inside)
+
+
+def test_a_path_that_docker_cannot_mount_is_refused() -> None:
+    with pytest.raises(LocalError, match="without a colon"):
+        run._inside(Path("/home/a:b/c"))
+
+
+def test_a_folder_to_read_must_exist_and_one_to_write_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LocalError, match="required a folder, found a file"):
+        _ = run.Wanted([], folder=str(tmp_path / "file")).place
+    with pytest.raises(LocalError, match="required a folder, found nothing"):
+        _ = run.Wanted([], folder=str(tmp_path / "none")).place
+    assert run.Wanted([], writable=str(tmp_path / "a/b")).place == tmp_path / "a/b"
+    assert (tmp_path / "a/b").is_dir()
+    with pytest.raises(LocalError, match="found: Not a directory"):
+        _ = run.Wanted([], writable=str(tmp_path / "file/below")).place
+
+
+def test_a_file_is_saved_whole_or_not_at_all(tmp_path: Path) -> None:
+    """A half-written archive would be found only when a TorchServe somewhere else rejects it."""
+    target = tmp_path / "out/file"
+    assert run._save([sys.executable, "-c", "print('whole')"], {}, target) == 0
+    assert target.read_text() == "whole\n"
+    assert run._save([sys.executable, "-c", "print('half'); raise SystemExit(3)"], {}, target) == 3
+    assert target.read_text() == "whole\n"
+    assert list(target.parent.iterdir()) == [target]
