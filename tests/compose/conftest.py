@@ -32,6 +32,6 @@ def fresh_stack(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="session")
 def stack(fresh_stack: Stack) -> Stack:
-    """Up, with the built-in models served."""
-    fresh_stack.up()
+    """Up, with the built-in models served. Built always: compose takes the images of an earlier run for what is asked for."""
+    fresh_stack.up("--build")
     return fresh_stack
