@@ -129,7 +129,7 @@ lint: ## Format, lint and types of Python; shell scripts; the Dockerfile
 	$(LOCAL) install --tests
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
-	@.venv/bin/mypy
+	@.venv/bin/mypy weightless handler minio-init serve commands local loadtest tests
 	@git ls-files -z '*.sh' .ci/run images | xargs -0 .venv/bin/shellcheck
 	@.venv/bin/hadolint Dockerfile
 pins: ## Compile the locked requirements anew [UPGRADE=yes]

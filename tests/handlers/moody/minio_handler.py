@@ -1,7 +1,7 @@
 """A handler without a model that does what it is told, however bad: for tests of what stands in front of a worker.
 
-The input is one word and a number: `say`, `sleep SECONDS`, `stream COUNT` (a piece each 0.1 s), `die`, `exhaust`, `nonsense`. A file
-named in the environment variable MOODY says how a start goes: `fail`, `die`, or empty for well.
+The input is one word and a number: `say`, `sleep SECONDS`, `stream COUNT` (a piece each 0.1 s), `die`, `exhaust`, `nonsense`. A
+file named in the environment variable MOODY says how a start goes: `fail`, `die`, or empty for well.
 """
 
 import json
