@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import pytest
 from seeding.samples import KNOWN, MEANING
 
 from tests.compose.stack import Stack, docker
@@ -19,6 +20,12 @@ def cosine(a: list[float], b: list[float]) -> float:
 def answers_as(stack: Stack, variant: str) -> bool:
     known = KNOWN[variant]
     return stack.generate(known.prompt) == known.sentence
+
+
+@pytest.fixture
+def v2(stack: Stack) -> None:
+    """falcon-tiny has a second release, which is not served."""
+    stack.command("-m", "seeding", "seed", "falcon-tiny", "--from", "/samples/falcon-tiny-v2", "--no-promote")
 
 
 def test_up_serves_the_built_in_models_with_nothing_prepared(stack: Stack) -> None:
@@ -64,7 +71,7 @@ def test_a_release_changes_the_answer_and_a_rollback_changes_it_back(stack: Stac
     wait_for(lambda: answers_as(stack, "falcon-tiny"), "the answers of v1", 120)
 
 
-def test_up_again_leaves_what_was_promoted(stack: Stack) -> None:
+def test_up_again_leaves_what_was_promoted(stack: Stack, v2: None) -> None:
     stack.command("-m", "commands", "promote", "falcon-tiny", "v2")
     wait_for(lambda: answers_as(stack, "falcon-tiny-v2"), "the answers of v2", 120)
     before = stack.command("-m", "commands", "history", "falcon-tiny", "--json")
@@ -141,7 +148,7 @@ def test_embedded_archives_start_on_the_stock_torchserve(stack: Stack) -> None:
     stack.compose("--profile", "baseline", "rm", "--stop", "--force", "baseline")
 
 
-def test_down_leaves_nothing_but_the_data(stack: Stack) -> None:
+def test_down_leaves_nothing_but_the_data(stack: Stack, v2: None) -> None:
     """Down and up: the data is there, and so is what was promoted. Last, since it takes the longest to undo."""
     stack.command("-m", "commands", "promote", "falcon-tiny", "v2")
     stack.compose("--profile", "*", "down")
