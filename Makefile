@@ -117,23 +117,23 @@ baseline-stop: ## Stop it again
 TESTS ?= tests/unit tests/stack tests/faults
 PYTEST = PATH="$$PWD/.tools/bin:$$PATH" .venv/bin/python -m pytest
 test: ## All tests that need no Docker engine; installs what they need [TESTS=tests/unit] [ARGS=-x]
-	$(LOCAL) install --tests
+	$(LOCAL) install --tests --quiet
 	@$(PYTEST) -m "not long" $(TESTS) $(ARGS)
 test-faults: ## The faults with their many repetitions: kills, cuts, flipped bytes [ARGS=…]
-	$(LOCAL) install --tests
+	$(LOCAL) install --tests --quiet
 	@$(PYTEST) tests/faults $(ARGS)
 test-compose: ## The compose file as shipped, on a real engine [ARGS=…]
-	$(LOCAL) install --tests
+	$(LOCAL) install --tests --quiet
 	@$(PYTEST) --timeout 3600 tests/compose $(ARGS)
 lint: ## Format, lint and types of Python; shell scripts; the Dockerfile
-	$(LOCAL) install --tests
+	$(LOCAL) install --tests --quiet
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy weightless handler minio-init serve commands local loadtest tests
 	@git ls-files -z '*.sh' .ci/run images | xargs -0 .venv/bin/shellcheck
 	@.venv/bin/hadolint Dockerfile
 pins: ## Compile the locked requirements anew [UPGRADE=yes]
-	$(LOCAL) install
+	$(LOCAL) install --quiet
 	@PATH="$$PWD/.tools/uv/bin:$$PATH" requirements/compile.sh
 
 help: ## This list

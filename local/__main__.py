@@ -33,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     for name in ("up", "down", "engine", "baseline", "baseline-stop", "measured", "help"):
         commands.add_parser(name)
     commands.add_parser("doctor").add_argument("--json", action="store_true")
-    commands.add_parser("install").add_argument("--tests", action="store_true")
+    installs = commands.add_parser("install")
+    installs.add_argument("--tests", action="store_true", help="also what only the tests need")
+    installs.add_argument("--quiet", action="store_true", help="say nothing where nothing is missing")
     commands.add_parser("clean").add_argument("--yes", action="store_true")
     logs = commands.add_parser("logs")
     logs.add_argument("service", nargs="?", default="")
@@ -62,7 +64,7 @@ def dispatch(options: argparse.Namespace) -> int:
         "clean": lambda: up.clean(setup, options.yes),
         "logs": lambda: up.logs(setup, options.service, not options.no_follow),
         "doctor": lambda: doctor.main(setup, options.json),
-        "install": lambda: prepare(setup, options.tests),
+        "install": lambda: prepare(setup, options.tests, options.quiet),
         "engine": lambda: print(engine.choose(setup)) or 0,
         "baseline": lambda: baseline.start(setup),
         "baseline-stop": lambda: baseline.stop(setup),
@@ -74,11 +76,12 @@ def dispatch(options: argparse.Namespace) -> int:
     return commands[options.command]()
 
 
-def prepare(setup: Setup, tests: bool) -> int:
+def prepare(setup: Setup, tests: bool, quiet: bool) -> int:
     """Install what processes (and tests) need, after checking that it can be."""
     doctor.require([doctor.system(), doctor.java(), doctor.python(), *doctor.go_tools()])
     install.install(setup.values, tests)
-    say.lines(["Everything is installed in .venv and .tools."])
+    if not quiet:
+        say.lines(["Everything is installed in .venv and .tools."])
     return 0
 
 
