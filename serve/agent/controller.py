@@ -15,7 +15,8 @@ end, TorchServe's return, `retry`), so that any of it may be repeated or cut off
     else                                 → roll out; a change meanwhile cancels the rollout
 
 A refusal stands until the alias or the node's file changes or somebody asks to retry. Only what may heal by itself is tried again
-unasked, with a pause that doubles: the store away, a full disk, workers of a release that served before.
+unasked, with a pause that doubles: the store away, a full disk, a machine too busy to load in time, workers of a release that
+served before.
 """
 
 import asyncio
@@ -30,7 +31,7 @@ from serve.agent.desired import Wanted
 from serve.agent.health import Health
 from serve.agent.management import TorchServeAway
 from serve.agent.metrics import DoorMetrics
-from serve.agent.rollout import Rollout, Step, Tools
+from serve.agent.rollout import Rollout, StartTooSlow, Step, Tools
 from serve.agent.routing import Route, Target
 from weightless.errors import AccessDenied, FetchFailed, NotEnoughDisk, StoreUnavailable, WeightlessError
 from weightless.release import Alias, Release
@@ -43,6 +44,7 @@ _RETRY_CAP_S: dict[type[WeightlessError], float] = {
     TorchServeAway: 4.0,
     AccessDenied: 30.0,
     NotEnoughDisk: 60.0,
+    StartTooSlow: 300.0,
 }
 _RECOVERY_CAP_S = 60.0
 _MAX_RETIRING = 2  # old versions draining at once; a third rollout waits, or memory would fill with releases

@@ -56,6 +56,10 @@ class StartFailed(WeightlessError):
     """A worker of the release ended, or was not READY in time."""
 
 
+class StartTooSlow(StartFailed):
+    """A worker was still loading when its time was up: a busy machine, or a timeout that is too short."""
+
+
 class Step(StrEnum):
     RESOLVE = "resolve"
     FETCH = "fetch"
@@ -202,7 +206,7 @@ class Rollout:
                 if worker.pid > 0 and (not alive(worker.pid) or seen.setdefault(worker.id, worker.pid) != worker.pid):
                     raise StartFailed(self._why(position, f"worker {worker.pid} ended while it loaded"))
             if time.monotonic() > deadline:
-                raise StartFailed(
+                raise StartTooSlow(
                     self._why(position, f"required READY within {node.startup_timeout_s} s, found it loading")
                 )
             await asyncio.sleep(pause)

@@ -117,6 +117,23 @@ def test_a_worker_that_dies_on_load_again_and_again_is_reported_and_recovers(
         assert agent.predict("moody", "say x").status == 200
 
 
+def test_a_start_that_was_too_slow_is_tried_again_unasked(
+    minio_server: MinioServer, moody_model: Path, tmp_path: Path
+) -> None:
+    """A machine that is busy for a while must not stay without its model."""
+    mood = tmp_path / "mood"
+    mood.write_text("slow")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "moody.yaml").write_text("node: {startup_timeout_s: 4}\n")
+    publish(minio_server, "moody", moody_model)
+    with running_agent(tmp_path, minio_server, HANDLER_DIR=MOODY, MOODY=str(mood)) as agent:
+        error = agent.wait_refused("moody", "v1")
+        assert (error["type"], error["retries"]) == ("StartTooSlow", True)
+        assert "required READY within 4 s" in error["message"]
+        mood.unlink()
+        agent.wait_serving("moody", "v1")
+
+
 @pytest.mark.parametrize(
     ("mood", "says"), [("fail", "the weights are in a bad mood"), ("die", "ended while it loaded")]
 )

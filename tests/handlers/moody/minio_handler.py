@@ -1,7 +1,8 @@
 """A handler without a model that does what it is told, however bad: for tests of what stands in front of a worker.
 
-The input is one word and a number: `say`, `sleep SECONDS`, `stream COUNT` (a piece each 0.1 s), `die`, `exhaust`, `nonsense`. A
-file named in the environment variable MOODY says how a start goes: `fail`, `die`, or empty for well.
+The input is one word and a number: `say`, `sleep SECONDS`, `stream COUNT` (a piece each 0.1 s), `die`, `exhaust`, `nonsense`.
+A file named in the environment variable MOODY says how a start goes: `fail`, `die`, `slow` (until the file is gone), or empty
+for well.
 """
 
 import json
@@ -17,13 +18,18 @@ from ts.torch_handler.base_handler import BaseHandler
 
 class MoodyHandler(BaseHandler):  # type: ignore[misc]
     def initialize(self, context: Any) -> None:
-        mood = os.environ.get("MOODY")
-        mood = Path(mood).read_text().strip() if mood and Path(mood).exists() else ""
+        while (mood := self.mood()) == "slow":
+            time.sleep(0.05)
         if mood == "fail":
             raise ValueError("the weights are in a bad mood")
         if mood == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         self.initialized = True
+
+    @staticmethod
+    def mood() -> str:
+        path = os.environ.get("MOODY")
+        return Path(path).read_text().strip() if path and Path(path).exists() else ""
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[Any]:
         return [self.answer(row, context) for row in data]
