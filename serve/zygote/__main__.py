@@ -37,8 +37,8 @@ def prepare(path: Path) -> Zygote:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     # Ctrl-C in a terminal reaches the whole process group; it is the supervisor that ends us, after the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return Zygote(listen(path), base_path, environment)
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return Zygote(listen(path), base_path, environment, on_interrupt)
 
 
 def main() -> None:
@@ -46,6 +46,7 @@ def main() -> None:
     zygote.begin(sys.argv[2:])
     start = zygote.serve()
     zygote.close()
+    signal.signal(signal.SIGINT, zygote.on_interrupt)
     worker.become(start, zygote.base_path, zygote.set_by_imports)
     worker.run(start)
 

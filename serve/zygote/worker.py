@@ -33,7 +33,7 @@ def die_with(parent: int) -> None:
 
 
 def become(start: Start, base_path: list[str], set_by_imports: Mapping[bytes, bytes]) -> None:
-    """Take over what the launcher was started with: streams, directory, environment, argv, import path, signals, chance.
+    """Take over what the launcher was started with: streams, directory, environment, argv, import path; and new chance.
 
     base_path: sys.path of an interpreter with no PYTHONPATH and no script. set_by_imports: what packages put into the
     environment as they were imported, as they would have in a stock worker.
@@ -42,7 +42,6 @@ def become(start: Start, base_path: list[str], set_by_imports: Mapping[bytes, by
         os.dup2(passed, stream)
         os.close(passed)
     sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.chdir(start.directory)
     os.environb.clear()

@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from serve.zygote import fitness, protocol, worker
 from serve.zygote.imports import import_all
@@ -39,11 +40,12 @@ class Worker:
 
 @dataclass
 class Zygote:
-    """State of the loop. base_path and environment are as the interpreter started, before anything of ours."""
+    """State of the loop. base_path, environment and what SIGINT does are as the interpreter started, for the forks."""
 
     listener: socket.socket
     base_path: list[str]
     environment: dict[bytes, bytes]
+    on_interrupt: Any
     set_by_imports: dict[bytes, bytes] = field(default_factory=dict)
     script: Path = field(default_factory=Path)
     imported: frozenset[str] = frozenset()

@@ -3,7 +3,9 @@ runs beside a first. A leftover worker holds memory, a GPU and the socket of the
 
 import os
 import random
+import select
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -60,6 +62,40 @@ def test_workers_die_with_their_zygote_and_their_launchers_after_them(zygote: Zy
     for launcher, worker in zip(launched, workers, strict=True):
         assert launcher.wait(20) == 137
         assert not alive(worker)  # no waiting: when the launcher has left, TorchServe may start the next worker at once
+
+
+def test_a_worker_dies_with_its_zygote_whatever_its_launcher_does(zygote: ZygoteProcess) -> None:
+    launcher = zygote.launch(SLEEP)
+    worker = int(first_line(launcher))
+    launcher.send_signal(signal.SIGSTOP)
+    zygote.process.kill()
+    wait_gone(worker, "the worker of a killed zygote")
+    launcher.send_signal(signal.SIGCONT)
+    assert launcher.wait(20) == 137
+
+
+def test_a_worker_runs_nothing_before_its_launcher_holds_it(zygote: ZygoteProcess, tmp_path: Path) -> None:
+    """The launcher's part is played here: between `worker` and `go` it may die or give up."""
+    ran = tmp_path / "ran"
+    environment = zygote.environment | {"PROBE": f"open({str(ran)!r}, 'w').close()"}
+    words = ["1", str(tmp_path), str(zygote.script), *(f"{name}={value}" for name, value in environment.items())]
+    for allow in (False, True):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            connection.connect(str(zygote.socket))
+            socket.send_fds(connection, ["\0".join(words).encode()], [0, 1, 2])
+            said, passed, _, _ = socket.recv_fds(connection, 100, 1)
+            assert said == b"worker"
+            ended = select.poll()
+            ended.register(passed[0], select.POLLIN)
+            if allow:
+                connection.send(b"go")
+                assert connection.recv(10) == b"0"
+            else:
+                assert ended.poll(500) == []  # it waits
+                assert not ran.exists()
+        assert ended.poll(10_000)  # and leaves, when the launcher has
+        os.close(passed[0])
+        assert ran.exists() == allow
 
 
 def test_a_launcher_without_a_zygote_waits_for_a_worker_that_dies_slowly(zygote: ZygoteProcess) -> None:
