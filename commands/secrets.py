@@ -9,6 +9,9 @@ from commands import output
 from commands.options import Json
 from commands.settings import CommandSettings
 from weightless.errors import SettingsError
+from weightless.settings import StoreSettings
+
+SHOWN = ("user", "password", "api-key")
 
 
 def credentials(
@@ -18,26 +21,27 @@ def credentials(
 ) -> None:
     """The login of MinIO's console, and the API key if one is set."""
     settings = CommandSettings.load()
+    if show and show not in SHOWN:
+        raise SettingsError(f"SHOW: required {', '.join(SHOWN[:-1])} or {SHOWN[-1]}, found {show!r}")
     found = {"api-key": settings.key()} if show == "api-key" else _login(settings, of) | {"api-key": settings.key()}
     if show:
-        if show not in ("user", "password", "api-key"):
-            raise SettingsError(f"SHOW: required user, password or api-key, found {show!r}")
         if not found[show]:
             raise SettingsError(f"{show}: none is set; API_KEY in .env sets one")
         print(found[show])
     elif as_json:
         output.data(found)
     else:
-        rows = [
-            ("MinIO user", found["user"] or ""),
-            ("MinIO password", found["password"] or ""),
-            ("API key", found["api-key"] or "none is set: the doors are open on this machine only"),
-        ]
-        output.pairs(rows)
+        key = found["api-key"] or "none is set: the doors are open on this machine only"
+        output.pairs(
+            [("MinIO user", found["user"] or ""), ("MinIO password", found["password"] or ""), ("API key", key)]
+        )
 
 
 def _login(settings: CommandSettings, user: str) -> dict[str, str | None]:
+    """The pair that the first start made; of a store that is not ours, what the settings say."""
     folder = settings.secrets_dir / user
+    if not folder.exists() and (store := StoreSettings.load()).s3_access_key and store.s3_secret_key:
+        return {"user": store.s3_access_key, "password": store.s3_secret_key.get_secret_value()}
     return {"user": _read(folder / "access_key"), "password": _read(folder / "secret_key")}
 
 

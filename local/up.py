@@ -175,22 +175,21 @@ def greet(setup: Setup, chosen: str) -> int:
     """URLs, a curl line that was tried, and what it answered; 1 if a model is not served."""
     models = programs.agent_status(setup).get("models", {})
     failed = {name: model for name, model in models.items() if model.get("state") == "failed"}
+    where = "Docker" if chosen == "docker" else f"processes; logs in {setup.run / 'logs'}"
     rows = [
         "",
-        say.bold("Weightless is up")
-        + f" ({'Docker' if chosen == 'docker' else 'processes; logs in ' + str(setup.run / 'logs')})",
+        f"{say.bold('Weightless is up')} ({where})",
         "",
         f"  predictions  {setup.url('AGENT_PORT')}   {', '.join(sorted(models)) or 'no models yet: make seed MODEL=…'}",
         f"  load tests   {setup.url('LOCUST_PORT')}",
-        f"  MinIO        {setup.url('MINIO_CONSOLE_PORT')}   make credentials shows the login"
-        if setup.own_store
-        else "",
     ]
+    if setup.own_store:
+        rows.append(f"  MinIO        {setup.url('MINIO_CONSOLE_PORT')}   make credentials shows the login")
     example = _example(models)
     if example:
         model, body = example
         rows += ["", "Try it:", "", f"  {curl(setup, model, body)}"]
-    say.lines(row for row in rows)
+    say.lines(rows)
     if example:
         answer = _predict(setup, *example)
         say.lines([say.dim(f"  → {answer}")])

@@ -174,9 +174,11 @@ def test_something_else_behind_the_agents_address_is_recognised(minio_server: Mi
 
 
 def test_credentials_come_from_the_folder_that_the_first_start_made(minio_server: MinioServer, tmp_path: Path) -> None:
-    missing = run(minio_server, "credentials", SECRETS_DIR=str(tmp_path))
+    missing = command({"SECRETS_DIR": str(tmp_path), "S3_CREDENTIALS_DIR": str(tmp_path)}, "credentials")
     assert missing.status == 1
     assert "make up" in missing.err
+    ours = run(minio_server, "credentials", "--json", SECRETS_DIR=str(tmp_path)).json  # a store that is not the stack's
+    assert (ours["user"], ours["password"]) == (minio_server.access_key, minio_server.secret_key)
     (tmp_path / "minio").mkdir()
     (tmp_path / "minio/access_key").write_text("weightless-root")
     (tmp_path / "minio/secret_key").write_text("s3cret\n")
