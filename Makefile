@@ -48,10 +48,10 @@ install: ## Install into .venv and .tools what the stack as processes and the te
 # ---- models and releases
 
 .PHONY: seed models status promote rollback history predict mar retry prune credentials
-seed: ## Publish a release: MODEL=falcon-7b [HF=org/repo[@revision]] [FROM=folder|bucket] [TASK=…] [PROMOTE=no] [KEEP=yes]
+seed: ## Publish a release: MODEL=falcon-7b [HF=org/repo[@revision]] [FROM=folder|bucket|sample:NAME] [TASK=…] [PROMOTE=no] [KEEP=yes]
 	$(call needs,MODEL)
-	$(RUN) $(if $(filter-out bucket,$(FROM)),--folder "$$FROM") -- -m seeding seed "$$MODEL" $(if $(HF),--hf "$$HF") \
-	  $(if $(TASK),--task "$$TASK") $(if $(FROM),--from $(if $(filter bucket,$(FROM)),bucket,{folder})) \
+	$(RUN) $(if $(filter-out bucket sample:%,$(FROM)),--folder "$$FROM") -- -m seeding seed "$$MODEL" $(if $(HF),--hf "$$HF") \
+	  $(if $(TASK),--task "$$TASK") $(if $(FROM),--from $(or $(filter bucket sample:%,$(FROM)),{folder})) \
 	  $(if $(call no,PROMOTE),--no-promote) $(if $(call yes,KEEP),--keep) $(json)
 models: ## Models and releases in the bucket, and which one is served [MODEL=…] [JSON=1]
 	$(RUN) -- -m commands models $(if $(MODEL),"$$MODEL") $(json)

@@ -57,7 +57,9 @@ def init_command(
 def seed_command(
     model: Annotated[str, typer.Argument(help="The model's name.")],
     hf: Annotated[str | None, typer.Option(help="org/repo[@revision] on the Hugging Face Hub.")] = None,
-    origin: Annotated[str | None, typer.Option("--from", help="A folder, or `bucket`: what lies there.")] = None,
+    origin: Annotated[
+        str | None, typer.Option("--from", help="A folder; `bucket`: what lies there; or `sample:NAME`.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="text-generation or embeddings; else inferred.")] = None,
     promote: Annotated[bool, typer.Option(help="Let the alias name the release.")] = True,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the download.")] = False,

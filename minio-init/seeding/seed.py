@@ -27,6 +27,7 @@ from weightless.settings import StoreSettings
 from weightless.store import ObjectVersion, Store
 
 BUCKET = "bucket"
+SAMPLE = "sample:"
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class Seeding:
         with configured_mc(self._store_settings, self._settings.mc) as mc:
             if wish.origin == BUCKET:
                 published = self._bucket(store, file, wish)
+            elif wish.origin is not None and wish.origin.startswith(SAMPLE):
+                published = self._sample(store, mc, file, wish, wish.origin.removeprefix(SAMPLE))
             elif wish.origin is not None:
                 published = self._folder(store, mc, file, wish, Path(wish.origin), {"folder": Path(wish.origin).name})
             else:
@@ -114,15 +117,24 @@ class Seeding:
         source = hub_source(wish.hub, file)
         if source is not None:
             return self._hub(store, mc, file, wish, source)
-        sample = self._settings.samples_dir / file.name
-        if sample.is_dir():
-            return self._folder(store, mc, file, wish, sample, {"sample": file.name})
+        if (sample := self._settings.samples_dir / file.name).is_dir():
+            return self._sample(store, mc, file, wish, file.name)
         named = sorted(path.stem for path in self._settings.models_config_dir.glob("*.yaml"))
         raise ModelNotFound(
             f"model {file.name}: required a source, found none: {self._settings.models_config_dir}/{file.name}.yaml names no "
             f"repository, and there is no sample in {sample}; give --hf org/repo (HF=… with make), --from FOLDER or --from "
             f"bucket (FROM=…). Models with a file: {', '.join(named) or 'none'}"
         )
+
+    def _sample(self, store: Store, mc: Mc, file: ModelFile, wish: Wish, name: str) -> Published:
+        """One of the models that are made on the spot; a model may have several, to show a change of release."""
+        folder = self._settings.samples_dir / checked_model(name)
+        if not folder.is_dir():
+            there = sorted(path.name for path in self._settings.samples_dir.glob("*/"))
+            raise InvalidFolder(
+                f"sample {name}: required a folder {folder}, found none; there are {', '.join(there) or 'no samples at all'}"
+            )
+        return self._folder(store, mc, file, wish, folder, {"sample": name})
 
     def _hub(self, store: Store, mc: Mc, file: ModelFile, wish: Wish, source: HubSource) -> Published:
         from seeding.hub import Hub, bytes_present  # the hub's client takes half as long to import as all the rest

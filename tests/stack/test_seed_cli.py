@@ -66,3 +66,9 @@ def test_what_was_done_is_said_in_a_line_and_in_json(minio_server: MinioServer, 
 def test_a_sample_is_found_by_its_name(minio_server: MinioServer, samples: Path) -> None:
     ended = run(minio_server, "seed", "falcon-tiny", "--json", SAMPLES_DIR=str(samples))
     assert json.loads(ended.stdout)["source"] == {"sample": "falcon-tiny"}
+    ended = run(
+        minio_server, "seed", "falcon-tiny", "--from", "sample:falcon-tiny-v2", "--json", SAMPLES_DIR=str(samples)
+    )
+    assert json.loads(ended.stdout)["release"] == "v2"
+    ended = run(minio_server, "seed", "falcon-tiny", "--from", "sample:falcon-99", SAMPLES_DIR=str(samples))
+    assert (ended.returncode, "there are falcon-tiny, falcon-tiny-v2" in ended.stderr) == (1, True), ended.stderr
