@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tasks.generation.chat import PLAIN_STOP, has_template, prompt_of, read_messages
 from tasks.generation.parameters import Parameters, release_defaults
 from tasks.generation.sequence import Sequence
 from tasks.generation.static import StaticBatch
@@ -57,11 +58,18 @@ class TextGeneration:
 
     def parse(self, body: dict[str, Any]) -> Request:
         """A request whose prompts fit the model, or InvalidRequest."""
+        messages = read_messages(body)
+        if messages is not None:
+            others = {name: value for name, value in body.items() if name != "messages"}
+            body = others | {"input": prompt_of(self._tokenizer, messages)}
         read = read_body(body, MAX_INPUTS)
         if read.stream and not read.single:
             raise InvalidRequest("stream", "required a single string as input for a stream, found a list")
         parameters = self._defaults.updated(read.parameters)
-        prompts = tuple(self._prompt(text, parameters, read.parameters) for text in read.inputs)
+        if messages is not None:
+            parameters = self._for_chat(parameters, read.parameters)
+        special = messages is None or not has_template(self._tokenizer)  # a template writes them itself
+        prompts = tuple(self._prompt(text, parameters, read.parameters, special) for text in read.inputs)
         return Request(prompts, read.single, parameters, read.stream, read.details)
 
     def run(self, requests: list[Request], emit: Emit) -> list[Any | RequestError]:
@@ -79,8 +87,18 @@ class TextGeneration:
         self.policy.run([sequence for group in groups for sequence in group], after_step, deadline)
         return [_answer(request, group) for request, group in zip(requests, groups, strict=True)]
 
-    def _prompt(self, text: str, parameters: Parameters, asked: Any) -> Prompt:
-        ids: list[int] = self._tokenizer(text)["input_ids"]
+    def _for_chat(self, parameters: Parameters, asked: Any) -> Parameters:
+        """What is different for a conversation: the answer comes without it, and may be as long as there is room."""
+        if not asked.given("return_full_text"):
+            parameters = replace(parameters, return_full_text=False)
+        if not asked.given("max_length") and parameters.max_new_tokens is None:
+            parameters = replace(parameters, max_new_tokens=self._node.max_new_tokens)
+        if not has_template(self._tokenizer):
+            parameters = replace(parameters, stop=(*parameters.stop, PLAIN_STOP))
+        return parameters
+
+    def _prompt(self, text: str, parameters: Parameters, asked: Any, special: bool) -> Prompt:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=special)["input_ids"]
         if not ids:
             raise InvalidRequest("input", "required a text of at least one token, found none")
         most = min(self._node.max_input_tokens, self._context - 1 if self._context else self._node.max_input_tokens)
