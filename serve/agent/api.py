@@ -20,6 +20,8 @@ from serve.agent.coldstart import ColdStarts, Order
 from serve.agent.door import Door
 from serve.agent.errors import ApiError
 from serve.agent.metrics import DoorMetrics
+from serve.agent.openai.errors import respond as respond_openai
+from serve.agent.openai.routes import OpenAiRoutes
 from serve.agent.reconciler import Reconciler
 from serve.agent.rollout import Tools
 from serve.agent.status import Status
@@ -38,6 +40,7 @@ class Api:
         self,
         key: KeyCheck,
         door: Door,
+        openai: OpenAiRoutes,
         status: Status,
         reconciler: Reconciler,
         coldstarts: ColdStarts,
@@ -46,6 +49,7 @@ class Api:
     ) -> None:
         self._key = key
         self._door = door
+        self._openai = openai
         self._status = status
         self._reconciler = reconciler
         self._coldstarts = coldstarts
@@ -61,24 +65,25 @@ class Api:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; never raises but for cancellation."""
+        parts = request.path.strip("/").split("/")
         try:
-            parts = request.path.strip("/").split("/")
             if parts == ["healthz"]:
                 return self._healthz()
             self._key.check(request.headers.get("Authorization"))
             if parts[0] == "predictions" and 2 <= len(parts) <= 3:
                 _only(request, "POST")
                 return await self._door.predict(request, parts[1], parts[2] if len(parts) == 3 else None)
+            if parts[0] == "v1":
+                return await self._openai.handle(request, parts[1:])
             return await self._other(request, parts)
         except ApiError as error:
-            return error.response()
+            return _worded(parts, error)
         except (asyncio.CancelledError, ConnectionResetError):
             raise
         except Exception:
             log.exception("%s %s", request.method, request.path)
-            return ApiError(
-                500, "internal", "the agent failed on this request; `make logs` has the traceback"
-            ).response()
+            failed = ApiError(500, "internal", "the agent failed on this request; `make logs` has the traceback")
+            return _worded(parts, failed)
 
     async def _other(self, request: web.BaseRequest, parts: list[str]) -> web.StreamResponse:
         handler = self._handlers.get((request.method, parts[0]))
@@ -91,7 +96,7 @@ class Api:
             404,
             "no_such_path",
             f"{request.path[:100]}: required POST /predictions/<model>, GET /healthz, /status, /metrics or /mar/<model>, "
-            "or POST /retry/<model> or /coldstart",
+            "POST /retry/<model> or /coldstart, or OpenAI's routes under /v1",
         )
 
     def _healthz(self) -> web.Response:
@@ -151,6 +156,11 @@ class Api:
         except ValueError as error:
             raise ApiError(400, "invalid_json", f"required a JSON object in the body, found: {error}") from None
         return _json(await self._coldstarts.run(Order.of(body)))
+
+
+def _worded(parts: list[str], error: ApiError) -> web.Response:
+    """An error in the form that clients of this path read."""
+    return respond_openai(error) if parts[0] == "v1" else error.response()
 
 
 def _only(request: web.BaseRequest, *methods: str) -> None:

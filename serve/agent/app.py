@@ -25,6 +25,7 @@ from serve.agent.gpu import check_required, find_device
 from serve.agent.management import Management
 from serve.agent.memory import Memory
 from serve.agent.metrics import DoorMetrics
+from serve.agent.openai.routes import OpenAiRoutes
 from serve.agent.reconciler import Reconciler
 from serve.agent.rollout import Tools
 from serve.agent.routing import RoutingTable
@@ -87,8 +88,8 @@ async def run(settings: AgentSettings) -> None:
         stack.callback(upstream.close)
         door = Door(table, upstream, metrics)
         api = Api(
-            KeyCheck(settings.key()), door, Status(table, desired, reconciler, torchserve, zygote, device), reconciler,
-            ColdStarts(tools), metrics, tools,
+            KeyCheck(settings.key()), door, OpenAiRoutes(door, table),
+            Status(table, desired, reconciler, torchserve, zygote, device), reconciler, ColdStarts(tools), metrics, tools,
         )  # fmt: skip
         stack.push_async_callback(zygote.stop)
         await zygote.start(environment)

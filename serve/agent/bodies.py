@@ -17,20 +17,28 @@ def checked_body(raw: bytes) -> dict[str, Any]:
     Raises:
         ApiError: 400, naming the field and what was required and found.
     """
+    body = json_object(raw)
+    chat = body.get("messages") is not None  # in place of input, for the task that takes it, which checks them
+    if "input" not in body and not chat:
+        raise invalid("input", "required a string or a list of strings, found none")
+    if not chat:
+        _check_input(body["input"])
+    for name, kind in (("parameters", dict), ("stream", bool), ("details", bool)):
+        if body.get(name) is not None and not isinstance(body[name], kind):
+            raise invalid(name, f"required {_NAMES[kind]}, found {found(body[name])}")
+    if body.get("stream") and not chat and not isinstance(body["input"], str):
+        raise invalid("stream", "required a single string as input with stream, found a list")
+    return body
+
+
+def json_object(raw: bytes) -> dict[str, Any]:
+    """The JSON object that these bytes spell; ApiError 400 if they spell none."""
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, "invalid_json", f"required a JSON object in the body, found: {_why(raw, error)}") from None
     if not isinstance(body, dict):
         raise ApiError(400, "invalid_json", f"required a JSON object in the body, found {found(body)}")
-    if "input" not in body:
-        raise invalid("input", "required a string or a list of strings, found none")
-    _check_input(body["input"])
-    for name, kind in (("parameters", dict), ("stream", bool), ("details", bool)):
-        if body.get(name) is not None and not isinstance(body[name], kind):
-            raise invalid(name, f"required {_NAMES[kind]}, found {found(body[name])}")
-    if body.get("stream") and not isinstance(body["input"], str):
-        raise invalid("stream", "required a single string as input with stream, found a list")
     return body
 
 

@@ -7,6 +7,7 @@ Everything here runs on the event loop's thread, so nothing needs a lock.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -17,7 +18,10 @@ CUT_OFF = "cut off"  # the message of a cancellation that is ours, not the clien
 
 @dataclass(eq=False)
 class Target:
-    """One version registered with TorchServe. `version` is the release's name, or v1.2 for its second registration."""
+    """One version registered with TorchServe. `version` is the release's name, or v1.2 for its second registration.
+
+    `since`: when that was, in seconds since 1970.
+    """
 
     model: str
     release: str
@@ -27,6 +31,7 @@ class Target:
     response_timeout_s: float
     inflight: int = 0
     down: str | None = None  # why it takes no requests now, or None
+    since: int = field(default_factory=lambda: int(time.time()))
     _requests: set[asyncio.Task[object]] = field(default_factory=set)
     _waiters: list[asyncio.Future[None]] = field(default_factory=list)
 
