@@ -105,7 +105,7 @@ def _spawn(setup: Setup) -> None:
             start_new_session=True,
         )
     while not stack.state(setup):
-        if child.poll() is not None:
+        if child.poll() is not None and not stack.is_running(setup):  # else another make up was a moment faster
             raise LocalError(f"the supervisor ended with status {child.returncode}:\n{tail(setup, 'supervisor')}")
         time.sleep(0.02)
 
