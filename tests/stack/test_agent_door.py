@@ -1,5 +1,6 @@
 """The door in front of workers that behave badly: keys, bounds, timeouts, and errors that say what happened."""
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.agent_process import AgentProcess, Answer, running_agent
@@ -173,8 +175,9 @@ def test_a_worker_that_dies_in_the_middle_of_a_stream_is_told_in_the_stream(agen
 
 def kill_worker(agent: AgentProcess) -> None:
     for child in agent.descendants():
-        if "model_service_worker" in " ".join(child.cmdline()):
-            child.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended already, and not yet waited for
+            if "model_service_worker" in " ".join(child.cmdline()):
+                child.kill()
 
 
 # ---- a start that cannot be
