@@ -107,6 +107,7 @@ class Transfer:
         self._settings = settings
         self._report = report
         self._queue = deque(missing)
+        self._parts = sum(max(1, -(-file.size // settings.fetch_part_bytes)) for file in missing)
         self._left = len(missing)  # files that do not have their final name yet
         self._open: list[_File] = []
         self._elsewhere: dict[str, FileEntry] = {}
@@ -129,7 +130,7 @@ class Transfer:
         """Return when every file is verified under its final name; else raise the first thing that went wrong."""
         threads = [
             threading.Thread(target=self._work, name=f"fetch-{number}", daemon=True)
-            for number in range(self._settings.fetch_connections)
+            for number in range(min(self._settings.fetch_connections, self._parts))
         ]
         try:
             for thread in threads:
