@@ -52,12 +52,10 @@ def test_without_a_template_there_is_a_line_for_each_message(plain: Any) -> None
     assert request.parameters.stop == (PLAIN_STOP,)
 
 
-def test_the_releases_template_is_applied_and_its_special_tokens_are_not_added_again(templated: Any) -> None:
+def test_the_releases_template_is_applied_and_its_special_tokens_are_tokens(templated: Any) -> None:
     prompt = templated.parse({"messages": TALK}).prompts[0]
     assert prompt.text == "<|endoftext|>[system]Be brief.[user]Hello[assistant]Hi[user]The weights[assistant]"
-    end = templated._tokenizer.eos_token_id
-    assert prompt.ids[0] == end
-    assert end not in prompt.ids[1:]
+    assert prompt.ids[0] == templated._tokenizer.eos_token_id
     assert templated.parse({"messages": TALK}).parameters.stop == ()
 
 
