@@ -69,7 +69,8 @@ install_packages() {
 start_daemon() {
     say "starting dockerd with its data in $engine"
     mkdir -p "$engine"
-    [ -f "$engine/daemon.json" ] || echo '{}' >"$engine/daemon.json"
+    # Each change of a locked requirement leaves gigabytes of layers in the build cache.
+    [ -f "$engine/daemon.json" ] || echo '{"builder": {"gc": {"enabled": true, "defaultKeepStorage": "20GB"}}}' >"$engine/daemon.json"
     # A session and descriptors of its own: it outlives the shell and never holds a pipe of whoever called this script open.
     setsid dockerd --data-root "$engine/data" --config-file "$engine/daemon.json" --pidfile "$engine/dockerd.pid" \
         </dev/null >>"$engine/dockerd.log" 2>&1 9>&- &
