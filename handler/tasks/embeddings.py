@@ -1,5 +1,6 @@
 """The task `embeddings`: one vector a text, pooled and normalised as the model's own folder says."""
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,15 @@ _DECIMALS = 9  # in answers: float32 has no more to say of a unit vector, and JS
 
 @dataclass(frozen=True)
 class Request:
-    """A parsed request: the tokens of each text. `single`: the answer is one object and not a list."""
+    """A parsed request: the tokens of each text. `single`: the answer is one object and not a list.
+
+    `packed`: a vector is its float32 in little-endian bytes as base64, 5.3 characters a number where a list takes 13.
+    """
 
     ids: tuple[list[int], ...]
     single: bool
     details: bool
+    packed: bool
     stream: bool = False
 
 
@@ -48,10 +53,13 @@ class Embeddings:
     def parse(self, body: dict[str, Any]) -> Request:
         """A request, tokenized; InvalidRequest if the body is wrong. Texts longer than the model's own limit are cut."""
         read = read_body(body, MAX_INPUTS)
-        read.parameters.only(())
+        read.parameters.only(("encoding_format",))
+        encoding = read.parameters.value("encoding_format")
+        if encoding not in (None, "float", "base64"):
+            read.parameters.refuse("encoding_format", "float or base64")
         if read.stream:
             raise InvalidRequest("stream", "required false for embeddings, found true")
-        return Request(self._tokenize(read.inputs), read.single, read.details)
+        return Request(self._tokenize(read.inputs), read.single, read.details, encoding == "base64")
 
     def run(self, requests: list[Request], emit: Emit) -> list[Any | RequestError]:
         """One answer or error a request; their texts share forward passes, sorted by length."""
@@ -137,6 +145,15 @@ def _answer(request: Request, vectors: list[numpy.ndarray | RequestError]) -> An
     for ids, vector in zip(request.ids, vectors, strict=True):
         if isinstance(vector, RequestError):
             return vector
-        answer: dict[str, Any] = {"embedding": numpy.round(vector.astype(numpy.float64), _DECIMALS).tolist()}
+        answer: dict[str, Any] = {"embedding": _packed(vector) if request.packed else _numbers(vector)}
         answers.append(answer | {"prompt_tokens": len(ids)} if request.details else answer)
     return answers[0] if request.single else answers
+
+
+def _numbers(vector: numpy.ndarray) -> list[float]:
+    numbers: list[float] = numpy.round(vector.astype(numpy.float64), _DECIMALS).tolist()
+    return numbers
+
+
+def _packed(vector: numpy.ndarray) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()

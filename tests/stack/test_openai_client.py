@@ -196,6 +196,12 @@ def test_both_encodings_hold_the_same_numbers(client: OpenAI) -> None:
     assert len(plain) == 384
     assert packed == pytest.approx(plain, abs=1e-7)
 
+    many = client.embeddings.create(model="minilm", input=["Hello"] * 2048)  # as many as OpenAI takes at once
+    assert many.data[2047].embedding == pytest.approx(plain, abs=1e-5)
+    with pytest.raises(openai.BadRequestError, match="float or base64") as refused:
+        client.embeddings.create(model="minilm", input="x", encoding_format="int8")  # type: ignore[arg-type]
+    assert refused.value.param == "encoding_format"
+
 
 # ---- errors
 

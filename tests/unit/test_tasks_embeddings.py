@@ -1,5 +1,6 @@
 """Embeddings with the real all-MiniLM-L6-v2: transformers' own numbers, and sentences that mean alike lie near each other."""
 
+import base64
 import json
 import random
 import subprocess
@@ -87,6 +88,12 @@ def test_requests_of_one_batch_get_their_own_vectors_in_order(task: Embeddings) 
     assert last[0]["prompt_tokens"] == len(task.parse({"input": texts[4]}).ids[0]) > 5
 
 
+def test_vectors_in_base64_are_the_same_numbers(task: Embeddings) -> None:
+    plain, packed = ask(task, {"input": TEXT}, {"input": TEXT, "parameters": {"encoding_format": "base64"}})
+    numbers = numpy.frombuffer(base64.b64decode(packed["embedding"]), dtype="<f4")
+    assert numpy.abs(numbers - plain["embedding"]).max() < 1e-7
+
+
 def test_long_texts_are_cut_where_the_models_own_config_says_or_the_node(task: Embeddings, folder: Path) -> None:
     long = " ".join(["cat"] * 254)
     found = vectors(task, [long, long + " bank bank bank"])
@@ -101,6 +108,7 @@ def test_long_texts_are_cut_where_the_models_own_config_says_or_the_node(task: E
     [
         ({"input": "a", "stream": True}, "stream"),
         ({"input": "a", "parameters": {"top_k": 1}}, "parameters.top_k"),
+        ({"input": "a", "parameters": {"encoding_format": "int8"}}, "parameters.encoding_format"),
         ({"input": ["a"] * 2049}, "input"),
         ({}, "input"),
     ],

@@ -1,10 +1,8 @@
 """From a worker's whole answer to OpenAI's objects."""
 
 import json
-import struct
 import time
 import uuid
-from base64 import b64encode
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,24 +81,19 @@ class Chat(_Answer):
 
 
 class Embedded(_Answer):
-    """A list of `embedding`s: numbers, or float32 in little-endian bytes as base64."""
+    """A list of `embedding`s, each as the worker encoded it: numbers, or base64."""
 
     def _said(self, answer: Any) -> dict[str, Any]:
-        vectors: Sequence[Sequence[float]] = [one["embedding"] for one in answer]
         tokens = sum(one["prompt_tokens"] for one in answer)
         return {
             "object": "list",
             "data": [
-                {"object": "embedding", "index": index, "embedding": _packed(vector) if self._ask.base64 else vector}
-                for index, vector in enumerate(vectors)
+                {"object": "embedding", "index": index, "embedding": one["embedding"]}
+                for index, one in enumerate(answer)
             ],
             "model": self._model,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
-
-
-def _packed(vector: Sequence[float]) -> str:
-    return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def _counted(answers: Sequence[dict[str, Any]]) -> dict[str, int]:

@@ -43,7 +43,6 @@ class Ask:
     several: bool = False
     stream: bool = False
     usage: bool = False
-    base64: bool = False
     names: dict[str, str] = field(default_factory=dict)
 
     def rename(self, name: str) -> str:
@@ -100,10 +99,9 @@ def embeddings(body: dict[str, Any]) -> Ask:
     for index, text in enumerate(texts):
         _text(f"input[{index}]" if texts is value else "input", text, "a string" if texts is value else _TEXTS)
     form = body.get("encoding_format")
-    if form not in (None, "float", "base64"):
-        raise invalid("encoding_format", f"required float or base64, found {found(form)}")
+    parameters = {} if form is None else {"encoding_format": form}
     return Ask(
-        *_model(body), {"input": texts, "details": True}, task="embeddings", several=True, base64=form == "base64"
+        *_model(body), {"input": texts, "parameters": parameters, "details": True}, task="embeddings", several=True
     )
 
 
