@@ -33,6 +33,14 @@ def commands(heading: str) -> list[Command]:
     return found
 
 
+def python_program(heading: str) -> Command:
+    """The Python block of a section, and the block below it that shows what it prints."""
+    section = re.search(rf"^## {re.escape(heading)}$(.*?)(?=^## |\Z)", TEXT, re.DOTALL | re.MULTILINE)
+    found = re.search(r"```python\n(.*?)```\s*```\n(.*?)```", section[1] if section else "", re.DOTALL)
+    assert found, f"the README's section {heading} shows no program and its output"
+    return Command(found[1], tuple(found[2].rstrip("\n").split("\n")))
+
+
 def troubles() -> list[str]:
     """The error texts of the troubleshooting table."""
     table = TEXT.split("## Troubleshooting")[1].split("\n## ")[0]

@@ -48,8 +48,11 @@ def init_command(
     from weightless.settings import StoreSettings
 
     with _reporting(as_json), Display() as display:
+        settings = SeedSettings.load()
+        if settings.s3_access_key is not None:
+            secrets = None  # somebody else's store: its users and policies are theirs
         store = StoreSettings.load() if secrets is None else credentials_in(secrets / "minio")
-        done = start(store, SeedSettings.load(), secrets, BUILT_IN if model is None else model, display)
+        done = start(store, settings, secrets, BUILT_IN if model is None else model, display)
         _end(as_json, {"seeded": done}, f"ready; seeded {', '.join(done) or 'nothing new'}")
 
 

@@ -17,6 +17,7 @@ class SeedSettings(Settings):
     mc: str = "mc"
     download_dir: Path = Path(".run/downloads")
     samples_dir: Path = Path("build/samples")
+    s3_access_key: str | None = None  # given: the store is not the stack's own
     models_config_dir: Path = Path("config/models")
     hf_token: SecretStr | None = None
     hf_endpoint: str = "https://huggingface.co"

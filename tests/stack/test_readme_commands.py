@@ -1,13 +1,15 @@
 """The README's own commands, in its order, on a stack that was just started: what it shows is what they print."""
 
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from local.config import BASELINE, DOORS, INNER
-from tests.readme import Command, commands
+from tests.readme import Command, commands, python_program
 from tests.services import free_port
 from tests.stack.test_local_stack import Stack
 
@@ -39,3 +41,11 @@ def test_the_command_prints_what_is_shown(stack: Stack, command: Command) -> Non
     for name, port in {"AGENT_PORT": 8080, "LOCUST_PORT": 8089, "MINIO_PORT": 9000}.items():
         done.stdout = done.stdout.replace(f":{stack.env[name]}", f":{port}")
     assert command.shows(done.stdout), f"shown:\n{chr(10).join(command.output)}\nprinted:\n{done.stdout}"
+
+
+def test_the_openai_program_prints_what_is_shown(stack: Stack) -> None:
+    program = python_program("OpenAI clients")
+    code = program.line.replace(":8080/", f":{stack.env['AGENT_PORT']}/")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert program.shows(done.stdout), done.stdout

@@ -176,3 +176,14 @@ def test_wrong_keys_and_a_store_that_is_away_are_one_clear_message(server: Minio
     ended = run("init", S3_ENDPOINT="http://127.0.0.1:9", S3_ACCESS_KEY="a", S3_SECRET_KEY="b")
     assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended.stderr
     assert "is it running?" in ended.stderr
+
+
+def test_keys_in_the_environment_mean_a_store_that_is_not_ours_to_administer(
+    server: MinioServer, secrets: Path, samples: Path
+) -> None:
+    """The compose file always names the folder of the stack's own keys; another store has never heard of them."""
+    told = {**server.environment, "SAMPLES_DIR": str(samples)}
+    other = secrets.parent / "keys-of-nobody"
+    ended = run("init", "--secrets", str(other), "--model", "falcon-tiny", **told)
+    assert ended.returncode == 0, ended.stderr
+    assert server.store().serving("falcon-tiny").name == "v1"
