@@ -1,20 +1,16 @@
 """The environment of a load test, read once."""
 
-from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AnyHttpUrl, Field, SecretStr, model_validator
+from pydantic import AnyHttpUrl, Field, model_validator
 
-from weightless.errors import SettingsError
-from weightless.settings import Settings
+from weightless.settings import ApiKeySettings
 
 
-class LoadtestSettings(Settings):
+class LoadtestSettings(ApiKeySettings):
     """Where the front door is, and with which key (API_KEY, or the file that API_KEY_FILE names; empty: none)."""
 
     agent_url: AnyHttpUrl = AnyHttpUrl("http://127.0.0.1:8080")
-    api_key: SecretStr | None = None
-    api_key_file: Path | None = None
     locust_port: Annotated[int, Field(ge=1, le=65535)] = 8089
 
     @model_validator(mode="after")
@@ -34,17 +30,5 @@ class LoadtestSettings(Settings):
         Raises:
             SettingsError: the file of the key cannot be read.
         """
-        key = self._key()
+        key = self.key()
         return {"Authorization": f"Bearer {key}"} if key else {}
-
-    def _key(self) -> str:
-        if self.api_key is not None:
-            return self.api_key.get_secret_value()
-        if self.api_key_file is None:
-            return ""
-        try:
-            return self.api_key_file.read_text().strip()
-        except OSError as error:
-            raise SettingsError(
-                f"API_KEY_FILE: required a readable file {self.api_key_file}, found: {error.strerror}"
-            ) from error

@@ -3,6 +3,8 @@
 Each process makes the settings it needs at its start and passes them on; nothing else reads the environment.
 """
 
+import getpass
+import socket
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -33,6 +35,39 @@ class Settings(BaseSettings):
                 f"{'.'.join(map(str, e['loc'])).upper() or 'settings'}: {e['msg']}" for e in error.errors()
             )
             raise SettingsError(f"{wrong}; .env.example explains every setting") from None
+
+
+class ApiKeySettings(Settings):
+    """For whoever asks for the front door's key, or has to show it: API_KEY, or a file that holds it; neither: none is set."""
+
+    api_key: SecretStr | None = None
+    api_key_file: Path | None = None
+
+    def key(self) -> str | None:
+        """The API key, or None if none is set.
+
+        Raises:
+            SettingsError: the file that API_KEY_FILE names cannot be read.
+        """
+        if self.api_key is not None:
+            return self.api_key.get_secret_value()
+        if self.api_key_file is None:
+            return None
+        try:
+            return self.api_key_file.read_text().strip() or None
+        except OSError as error:
+            raise SettingsError(
+                f"API_KEY_FILE: required a readable file {self.api_key_file}, found: {error.strerror}"
+            ) from error
+
+
+def who() -> str:
+    """user@host: who moves an alias, unless SEED_BY says so."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
 
 
 class StoreSettings(Settings):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import getpass
-import socket
 from pathlib import Path
 
 from pydantic import Field, SecretStr
 
-from weightless.settings import Settings
+from weightless.settings import Settings, who
 
 
 class SeedSettings(Settings):
@@ -21,13 +19,4 @@ class SeedSettings(Settings):
     models_config_dir: Path = Path("config/models")
     hf_token: SecretStr | None = None
     hf_endpoint: str = "https://huggingface.co"
-    by: str = Field(default_factory=lambda: _who(), validation_alias="SEED_BY")
-
-
-def _who() -> str:
-    """user@host, for the history of an alias."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}"
+    by: str = Field(default_factory=who, validation_alias="SEED_BY")

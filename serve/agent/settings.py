@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, HttpUrl, SecretStr, model_validator
+from pydantic import Field, HttpUrl, model_validator
 
 from weightless.paths import checked_model
-from weightless.settings import MIB, Settings
+from weightless.settings import MIB, ApiKeySettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,12 +17,10 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 _OURS_ALONE = ("API_KEY", "API_KEY_FILE", "HF_TOKEN")  # no worker needs them: a handler could be anybody's code
 
 
-class AgentSettings(Settings):
+class AgentSettings(ApiKeySettings):
     """Where the agent listens, where TorchServe does, and what is served. `.env.example` explains each."""
 
     bind: str = "127.0.0.1"
-    api_key: SecretStr | None = None
-    api_key_file: Path | None = None
     agent_host: str = "127.0.0.1"
     agent_port: Port = 8080
     torchserve_inference_port: Port = 8085
@@ -60,23 +58,6 @@ class AgentSettings(Settings):
         for name in self.wanted_models():
             checked_model(name)
         return self
-
-    def key(self) -> str | None:
-        """The API key that requests must carry, or None if none is set.
-
-        Raises:
-            ValueError: API_KEY_FILE names a file that cannot be read.
-        """
-        if self.api_key is not None:
-            return self.api_key.get_secret_value()
-        if self.api_key_file is None:
-            return None
-        try:
-            return self.api_key_file.read_text().strip() or None
-        except OSError as error:
-            raise ValueError(
-                f"API_KEY_FILE: required a readable file {self.api_key_file}, found: {error.strerror}"
-            ) from None
 
     def wanted_models(self) -> tuple[str, ...]:
         """SERVE_MODELS as names; empty: every model that has an alias."""
