@@ -12,9 +12,7 @@ import os
 import select
 import sys
 
-PATIENCE_S = (
-    110.0  # a zygote that is still importing answers when it is done; the shortest usual startup timeout is 120 s
-)
+PATIENCE_S = 110.0  # a zygote that is still importing answers when it is done; startup timeouts are 120 s or more
 FORWARDED = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM, _signal.SIGUSR1, _signal.SIGUSR2)
 
 
