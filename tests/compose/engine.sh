@@ -69,6 +69,13 @@ install_packages() {
 start_daemon() {
     say "starting dockerd with its data in $engine"
     mkdir -p "$engine"
+    # A daemon that was killed leaves its pid file, and the number in it may be anybody's by now: then dockerd will not start.
+    local pidfile name
+    for pidfile in "$engine/dockerd.pid" /run/docker/containerd/containerd.pid; do
+        [ -f "$pidfile" ] || continue
+        name=$(cat "/proc/$(cat "$pidfile")/comm" 2>/dev/null || true)
+        case $name in dockerd | containerd) ;; *) rm -f "$pidfile" ;; esac
+    done
     # Each change of a locked requirement leaves gigabytes of layers in the build cache.
     [ -f "$engine/daemon.json" ] || echo '{"builder": {"gc": {"enabled": true, "defaultKeepStorage": "20GB"}}}' >"$engine/daemon.json"
     # A session and descriptors of its own: it outlives the shell and never holds a pipe of whoever called this script open.
