@@ -37,7 +37,8 @@ def register() -> None:
         add_arguments(parser, served)
         # The page is for this machine unless LOCUST_WEB_HOST says otherwise; Locust alone would listen everywhere.
         parser.set_defaults(web_host="127.0.0.1", web_port=settings.locust_port, class_picker=True, num_users=8)
-        parser.set_defaults(spawn_rate=8)
+        # Who may press its buttons loads the node: where the front door wants a key, the page does too.
+        parser.set_defaults(spawn_rate=8, web_login=settings.key() is not None)
 
     def init(environment: Any, **_: Any) -> None:
         session = Session(settings).attach(environment)
