@@ -91,7 +91,7 @@ def test_the_printed_curl_line_works_as_it_stands(stack: Stack) -> None:
     for name in ("AGENT_PORT", "LOCUST_PORT", "MINIO_CONSOLE_PORT"):
         assert f"http://127.0.0.1:{stack.env[name]}" in printed
     with urllib.request.urlopen(f"http://127.0.0.1:{stack.env['LOCUST_PORT']}/", timeout=10) as page:
-        assert b"locust" in page.read().lower()
+        assert b"Weightless load test" in page.read(), "the page that asks for the key"
 
 
 def test_a_second_up_changes_nothing(stack: Stack) -> None:
