@@ -66,15 +66,22 @@ install_packages() {
     }
 }
 
+# Whether the number is that of a daemon of Docker's that runs.
+alive() {
+    local status
+    status=$(cat "/proc/$1/status" 2>/dev/null) || return 1
+    [[ $status == Name:$'\t'@(dockerd|containerd)$'\n'* && $status != *State:$'\t'Z* ]]
+}
+
 start_daemon() {
     say "starting dockerd with its data in $engine"
     mkdir -p "$engine"
-    # A daemon that was killed leaves its pid file, and the number in it may be anybody's by now: then dockerd will not start.
-    local pidfile name
+    # A daemon that was killed leaves its pid file, and dockerd will not start while the number in it is somebody's: another
+    # program's by now, or that of a zombie that nobody has buried.
+    local pidfile
     for pidfile in "$engine/dockerd.pid" /run/docker/containerd/containerd.pid; do
         [ -f "$pidfile" ] || continue
-        name=$(cat "/proc/$(cat "$pidfile")/comm" 2>/dev/null || true)
-        case $name in dockerd | containerd) ;; *) rm -f "$pidfile" ;; esac
+        alive "$(cat "$pidfile")" || rm -f "$pidfile"
     done
     # Each change of a locked requirement leaves gigabytes of layers in the build cache.
     [ -f "$engine/daemon.json" ] || echo '{"builder": {"gc": {"enabled": true, "defaultKeepStorage": "20GB"}}}' >"$engine/daemon.json"
