@@ -100,12 +100,15 @@ restore: ## Bring back what backup saved, same releases and digests: FROM=backup
 
 # ---- measuring
 
-.PHONY: loadtest baseline baseline-stop
+.PHONY: loadtest bench baseline baseline-stop
 loadtest: ## Load test and its report [PROFILE=quick|coldstart|saturation|soak] [MODEL=…] [USERS=8] [SECONDS=60] [OUT=build/loadtest] [ARGS=…]
 	$(if $(and $(filter coldstart,$(PROFILE)),$(if $(MODEL),,yes)),$(LOCAL) measured)
 	$(RUN) --service locust --writable "$${OUT:-build/loadtest}" -- -m loadtest --out {folder} \
 	  $(if $(PROFILE),--profile "$$PROFILE") $(if $(MODEL),--model "$$MODEL" --cold-start-model "$$MODEL") \
 	  $(if $(USERS),--users "$$USERS") $(if $(SECONDS),--seconds '$(SECONDS)') $(ARGS)
+bench: ## All performance ratios, as processes on this machine [ONLY=fetch,coldstart,serving,turnaround,growth] [OUT=build/bench] [ARGS=…]
+	$(LOCAL) install --tests --quiet
+	@.venv/bin/python -m loadtest.bench --out "$${OUT:-build/bench}" --only "$$ONLY" $(ARGS)
 baseline: ## Start the stock TorchServe that embedded archives are compared on
 	$(LOCAL) baseline
 baseline-stop: ## Stop it again

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser(name)
     commands.add_parser("doctor").add_argument("--json", action="store_true")
     installs = commands.add_parser("install")
-    installs.add_argument("--tests", action="store_true", help="also what only the tests need")
+    installs.add_argument("--tests", action="store_true", help="also what only tests and benchmark need")
     installs.add_argument("--quiet", action="store_true", help="say nothing where nothing is missing")
     commands.add_parser("clean").add_argument("--yes", action="store_true")
     logs = commands.add_parser("logs")
@@ -77,7 +77,7 @@ def dispatch(options: argparse.Namespace) -> int:
 
 
 def prepare(setup: Setup, tests: bool, quiet: bool) -> int:
-    """Install what processes (and tests) need, after checking that it can be."""
+    """Install what processes (and tests, and the benchmark) need, after checking that it can be."""
     doctor.require([doctor.system(), doctor.java(), doctor.python(), *doctor.go_tools()])
     install.install(setup.values, tests)
     if not quiet:

@@ -27,7 +27,6 @@ from local.errors import LocalError
 VENV = ROOT / ".venv"
 TOOLS_DIR = ROOT / ".tools"
 BIN = TOOLS_DIR / "bin"
-LOCKS = (ROOT / "requirements/dev.txt", ROOT / "requirements/samples.txt")
 
 
 @dataclass(frozen=True)
@@ -93,27 +92,36 @@ TOOLS = (
 )
 
 
+@dataclass(frozen=True)
 class Environment:
-    """The Python environment, as one more thing to install."""
+    """A Python environment, as one more thing to install: exactly what its locks say."""
 
-    name = "python"
+    name: str
+    folder: Path
+    locks: tuple[Path, ...]
 
     def _stamp(self) -> str:
-        return hashlib.sha256(b"".join(lock.read_bytes() for lock in LOCKS)).hexdigest()
+        return hashlib.sha256(b"".join(lock.read_bytes() for lock in self.locks)).hexdigest()
 
     def installed(self) -> bool:
-        stamp = VENV / ".weightless"
-        return (VENV / "bin/python").exists() and stamp.exists() and stamp.read_text() == self._stamp()
+        stamp = self.folder / ".weightless"
+        return (self.folder / "bin/python").exists() and stamp.exists() and stamp.read_text() == self._stamp()
 
     def install(self, log: Log) -> str:
         uv = find_uv(log)
-        if not _is_wanted_python(VENV / "bin/python"):
-            log.run([uv, "venv", "--quiet", "--clear", "--python", "3.11", str(VENV)])
-        python = ["--python", str(VENV / "bin/python")]
-        log.run([uv, "pip", "sync", "--no-progress", "--require-hashes", *python, *map(str, LOCKS)])
-        (VENV / ".weightless").write_text(self._stamp())
-        count = sum(1 for _ in (VENV / "lib/python3.11/site-packages").glob("*.dist-info"))
-        return f"{count} locked packages in .venv"
+        python = self.folder / "bin/python"
+        if not _is_wanted_python(python):
+            log.run([uv, "venv", "--quiet", "--clear", "--python", "3.11", str(self.folder)])
+        locks = map(str, self.locks)
+        log.run([uv, "pip", "sync", "--no-progress", "--require-hashes", "--python", str(python), *locks])
+        (self.folder / ".weightless").write_text(self._stamp())
+        count = sum(1 for _ in (self.folder / "lib/python3.11/site-packages").glob("*.dist-info"))
+        return f"{count} locked packages in {self.folder.relative_to(ROOT)}"
+
+
+PYTHON = Environment("python", VENV, (ROOT / "requirements/dev.txt", ROOT / "requirements/samples.txt"))
+# The clients that the fetch is measured against: boto3 beside transformers would slow every start of a worker.
+PEERS = Environment("peers", ROOT / "build/bench-peers", (ROOT / "requirements/bench.txt",))
 
 
 def find_uv(log: Log) -> str:
@@ -184,8 +192,9 @@ class Step(threading.Thread):
 
 
 def missing(tests: bool = False) -> list[Tool | Environment]:
-    """What is not installed yet; the tests want more than the stack does."""
-    parts: list[Tool | Environment] = [Environment(), *(tool for tool in TOOLS if tests or not tool.test_only)]
+    """What is not installed yet; the tests and the benchmark want more than the stack does."""
+    tools = (tool for tool in TOOLS if tests or not tool.test_only)
+    parts: list[Tool | Environment] = [PYTHON, *([PEERS] if tests else []), *tools]
     return [part for part in parts if not part.installed()]
 
 

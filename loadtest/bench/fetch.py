@@ -1,4 +1,4 @@
-"""`python -m loadtest.bench.fetch`: the verified fetch against the clients that people use, on a MinIO of its own.
+"""Experiment `fetch`: the verified fetch against the clients that people use, on a MinIO of its own.
 
 Every client downloads the same objects into the same folder, which is empty, with nothing synced before or after; the order
 turns round from one sample to the next. Three workloads: two files of 1 GiB, one of 2 GiB, 3,000 small ones. Ours checks BLAKE3
@@ -6,24 +6,21 @@ of every byte, takes locks and makes links; none of the others checks anything. 
 start, which is 30 to 60 ms; the libraries, ours among them, without that of Python.
 """
 
-import argparse
 import contextlib
 import io
-import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from loadtest.bench.server import BenchServer, machine, running_server, tool
+from loadtest.bench.experiment import Bench, BenchFailed, Experiment, Ratio, Samples
+from loadtest.bench.server import BenchServer, running_server, tool
+from local.install import PEERS as PEERS_ENVIRONMENT
 from weightless.cache import NodeCache
 from weightless.digests import Hasher
 from weightless.errors import NotEnoughDisk
@@ -35,6 +32,7 @@ from weightless.store import Store
 
 MIB = 1 << 20
 PEERS = Path(__file__).with_name("peers.py")
+OURS, LIMIT = "weightless", "server limit"
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class Workload:
     """A model of the benchmark and its files' sizes."""
 
     name: str
+    about: str
     sizes: tuple[int, ...]
 
     @property
@@ -52,7 +51,11 @@ class Workload:
 def workloads(mib: int) -> list[Workload]:
     """`mib`: the size of a "1 GiB" file; less than 1024 only to try the benchmark itself."""
     small = tuple((500, 2_000, 8_000, 20_000, 60_000)[number % 5] for number in range(3000 * mib // 1024))
-    return [Workload("two", (mib * MIB,) * 2), Workload("one", (2 * mib * MIB,)), Workload("small", small)]
+    return [
+        Workload("two", "two files of 1 GiB", (mib * MIB,) * 2),
+        Workload("one", "one file of 2 GiB", (2 * mib * MIB,)),
+        Workload("small", "3,000 small files", small),
+    ]
 
 
 # ---- what is downloaded
@@ -150,57 +153,40 @@ def library(python: Path, name: str, server: BenchServer, workload: Workload, fo
 
 
 def clients(
-    server: BenchServer, workload: Workload, release: Release, folder: Path, peers: Path | None
+    server: BenchServer, workload: Workload, release: Release, folder: Path, peers: Path
 ) -> dict[str, Callable[[], float]]:
-    """Everybody who takes part, by name. `peers`: the environment of the other libraries and s5cmd, None if there is none."""
+    """Everybody who takes part, by name. `peers`: the Python of the other libraries' environment, beside which s5cmd lies."""
     aws = {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
     source = f"models/{workload.name}"
+    mirror = ["--config-dir", str(server.folder / "mc"), "mirror", "--quiet", f"bench/{source}", str(folder)]
     taking_part: dict[str, Callable[[], float]] = {
-        "weightless": lambda: ours(server, release, folder, FetchSettings.load()),
-        "mc mirror": lambda: program(
-            [
-                tool("mc"),
-                "--config-dir",
-                str(server.folder / "mc"),
-                "mirror",
-                "--quiet",
-                f"bench/{source}",
-                str(folder),
-            ],
-            {},
-        ),
+        OURS: lambda: ours(server, release, folder, FetchSettings.load()),
+        "mc mirror": lambda: program([tool("mc"), *mirror], {}),
     }
-    if peers is None:
-        return taking_part
-    s5cmd = [str(peers / "bin" / "s5cmd"), "--endpoint-url", server.endpoint]
+    s5cmd = [str(peers.with_name("s5cmd")), "--endpoint-url", server.endpoint]
     for name, options in {"s5cmd": [], "s5cmd tuned": ["--concurrency", "4", "--part-size", "64"]}.items():
         command = [*s5cmd, "cp", *options, f"s3://{source}/*", f"{folder}/"]
         taking_part[name] = lambda command=command: program(command, aws)  # type: ignore[misc]
     for name in ("minio-py", "minio-py ranges", "boto3", "obstore"):
-        taking_part[name] = lambda name=name: library(  # type: ignore[misc]
-            peers / "bin" / "python", name, server, workload, folder
-        )
+        taking_part[name] = lambda name=name: library(peers, name, server, workload, folder)  # type: ignore[misc]
     return taking_part
 
 
 # ---- measuring
 
 
-def measure(server: BenchServer, workload: Workload, scratch: Path, peers: Path | None, samples: int) -> dict[str, Any]:
-    """Seconds of every client, alternating: A B C, C B A, …"""
+def measure(bench: Bench, server: BenchServer, workload: Workload, peers: Path) -> None:
+    """Samples of every client, alternating, and of the server without one."""
     release = publish(server, workload)
-    folder = scratch / "destination"
+    folder = bench.scratch / "destination"
     everybody = clients(server, workload, release, folder, peers)
-    seconds: dict[str, list[float]] = {name: [] for name in (*everybody, "server limit")}
-    for round_number in range(samples):
-        names = list(everybody)[:: 1 if round_number % 2 == 0 else -1]
-        for name in names:
-            with _empty(folder):
-                seconds[name].append(round(everybody[name](), 4))
-        seconds["server limit"].append(round(to_nowhere(server, release, FetchSettings.load().fetch_connections), 4))
+    everybody[LIMIT] = lambda: to_nowhere(server, release, FetchSettings.load().fetch_connections)
+    for _, name in bench.rounds(list(everybody)):
+        with _empty(folder):
+            seconds = everybody[name]()
+        bench.record(f"{name}, {workload.name}", seconds_s=seconds, rate_mib_s=workload.size / seconds / MIB)
     for entry in server.client.list_objects("models", f"{workload.name}/", recursive=True, include_version=True):
         server.client.remove_object("models", str(entry.object_name), version_id=entry.version_id)
-    return {"bytes": workload.size, "files": len(workload.sizes), "seconds": seconds}
 
 
 @contextlib.contextmanager
@@ -264,66 +250,71 @@ def _anonymous() -> int:
     raise OSError("/proc/self/status: required a line RssAnon, found none")
 
 
-def ratios(measured: dict[str, Any]) -> dict[str, float]:
-    """Throughput over the best other client's, and over the server's limit: the worst of the workloads."""
-
-    def median(workload: str, name: str) -> float:
-        return float(statistics.median(measured[workload]["seconds"][name]))
-
-    found = {}
-    against_best = {
-        workload: min(median(workload, name) for name in of["seconds"] if name not in ("weightless", "server limit"))
-        / median(workload, "weightless")
-        for workload, of in measured.items()
-    }
-    found["fetch_vs_best_peer"] = min(against_best.values())
-    found |= {f"fetch_vs_best_peer_{workload}": value for workload, value in against_best.items()}
-    against_limit = {
-        workload: median(workload, "server limit") / median(workload, "weightless") for workload in measured
-    }
-    found["fetch_vs_server_limit"] = min(against_limit.values())
-    found |= {f"fetch_vs_server_limit_{workload}": value for workload, value in against_limit.items()}
-    return {name: round(value, 3) for name, value in found.items()}
+# ---- the experiment
 
 
-def run(scratch: Path, peers: Path | None, *, mib: int = 1024, samples: int = 5) -> dict[str, Any]:
-    """The whole benchmark: `ratios`, every sample, the machine and the settings."""
-    required, free = 7 * mib * MIB, shutil.disk_usage(scratch).free
+def _over_best_peer(samples: Samples, workload: str) -> float:
+    """Our throughput over the best other client's: medians, so seconds of the fastest other over ours."""
+    others = [
+        arm for arm in samples.arms("fetch") if arm.endswith(f", {workload}") and not arm.startswith((OURS, LIMIT))
+    ]
+    best = min((samples.median(arm, "seconds_s") for arm in others), default=0.0)
+    return best / samples.median(f"{OURS}, {workload}", "seconds_s")
+
+
+def _over_limit(samples: Samples, workload: str) -> float:
+    return samples.median(f"{LIMIT}, {workload}", "seconds_s") / samples.median(f"{OURS}, {workload}", "seconds_s")
+
+
+def _worst(of: Callable[[Samples, str], float]) -> Callable[[Samples], float]:
+    return lambda samples: min(of(samples, workload.name) for workload in workloads(1024))
+
+
+def _of(of: Callable[[Samples, str], float], workload: str) -> Callable[[Samples], float]:
+    return lambda samples: of(samples, workload)
+
+
+def run(bench: Bench) -> None:
+    """The whole experiment.
+
+    Raises:
+        NotEnoughDisk: with what is required.
+        BenchFailed: the other clients are not installed.
+    """
+    mib = max(1, int(1024 * bench.scale))
+    required, free = 7 * mib * MIB, shutil.disk_usage(bench.scratch).free
     if free < required:
-        raise NotEnoughDisk(f"{scratch}: required {required >> 20} MiB, found {free >> 20} MiB free; use --scratch")
-    with running_server(scratch) as server:
+        raise NotEnoughDisk(
+            f"{bench.scratch}: required {required >> 20} MiB, found {free >> 20} MiB free; use --scratch"
+        )
+    if not PEERS_ENVIRONMENT.installed():
+        raise BenchFailed(f"required the other clients in {PEERS_ENVIRONMENT.folder}; make bench installs them")
+    peers = PEERS_ENVIRONMENT.folder / "bin" / "python"
+    bench.fact("page cache", "objects warm on the server's side, destination empty, nothing synced")
+    folder = bench.scratch / "fetch"
+    folder.mkdir()
+    with running_server(folder) as server:
         every = workloads(mib)
-        measured = {workload.name: measure(server, workload, scratch, peers, samples) for workload in every}
-        peak = peak_extra_mib(server, publish(server, every[0]), scratch)
-    return {
-        "ratios": ratios(measured) | {"fetch_peak_extra_mib": round(peak, 1)},
-        "fetch": measured,
-        "machine": machine(scratch),
-        "settings": FetchSettings.load().model_dump(),
-        "page_cache": "objects warm on the server's side, destination empty, nothing synced",
-    }
+        for workload in every:
+            measure(bench, server, workload, peers)
+        bench.record(
+            "weightless, memory", peak_extra_mib=peak_extra_mib(server, publish(server, every[0]), bench.scratch)
+        )
+    shutil.rmtree(folder)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="the verified fetch against other clients")
-    parser.add_argument("--out", type=Path, default=Path("build/bench/fetch.json"))
-    parser.add_argument(
-        "--scratch", type=Path, default=None, help="a folder on the disk to measure on; 7 GiB are needed"
-    )
-    parser.add_argument("--peers", type=Path, default=None, help="an environment with requirements/bench.txt")
-    parser.add_argument("--samples", type=int, default=5)
-    parser.add_argument("--mib", type=int, default=1024, help="size of a 1 GiB file; smaller only to try the benchmark")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        found = run(Path(scratch), options.peers, mib=options.mib, samples=options.samples)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=1))
-    for workload, of in found["fetch"].items():
-        for name, seconds in sorted(of["seconds"].items(), key=lambda pair: statistics.median(pair[1])):
-            middle = statistics.median(seconds)
-            print(f"{workload:6} {name:16} {middle:7.2f} s {of['bytes'] / middle / MIB:7.0f} MiB/s")
-    print(json.dumps(found["ratios"], indent=1))
-
-
-if __name__ == "__main__":
-    main()
+EXPERIMENT = Experiment(
+    "fetch",
+    "the verified fetch against clients that verify nothing",
+    run,
+    (
+        Ratio("fetch_vs_best_peer", "throughput over the best other client's, the worst of three workloads",
+              _worst(_over_best_peer), at_least=1.0),
+        *(Ratio(f"fetch_vs_best_peer_{w.name}", f"the same, {w.about}", _of(_over_best_peer, w.name)) for w in workloads(1024)),
+        Ratio("fetch_vs_server_limit", "throughput over what the server gives to /dev/null, the worst of three",
+              _worst(_over_limit), at_least=0.5),
+        *(Ratio(f"fetch_vs_server_limit_{w.name}", f"the same, {w.about}", _of(_over_limit, w.name)) for w in workloads(1024)),
+        Ratio("fetch_peak_extra_mib", "anonymous memory of a fetch at its peak, above idle, MiB",
+              lambda samples: samples.median("weightless, memory", "peak_extra_mib"), at_most=128),
+    ),
+)  # fmt: skip
