@@ -33,7 +33,7 @@ class ArchiveFailed(WeightlessError):
 
 @dataclass(frozen=True)
 class SlimArchive:
-    """What a slim MAR says. `release` None: follow the alias at each worker's start."""
+    """What a slim MAR says. `release` None: follow the alias at each worker's start. `endpoint`: the store, by another door."""
 
     model: str
     version: str
@@ -41,6 +41,7 @@ class SlimArchive:
     release: Release | None = None
     cache_dir: Path | None = None
     ledger_dir: Path | None = None
+    endpoint: str | None = None
 
     def config(self) -> dict[str, Any]:
         """The contents of model-config.yaml."""
@@ -48,8 +49,8 @@ class SlimArchive:
         pinned: dict[str, Any] = {"model": self.model, "release": FOLLOW_ALIAS}
         if release is not None:
             pinned |= {"release": release.name, "digest": release.digest, "manifest_version": release.manifest_version}
-        folders = {"cache_dir": self.cache_dir, "ledger_dir": self.ledger_dir}
-        pinned |= {name: str(folder) for name, folder in folders.items() if folder is not None}
+        places = {"cache_dir": self.cache_dir, "ledger_dir": self.ledger_dir, "endpoint": self.endpoint}
+        pinned |= {name: str(place) for name, place in places.items() if place is not None}
         return {
             "minWorkers": node.workers,
             "maxWorkers": node.workers,
