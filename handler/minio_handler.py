@@ -86,7 +86,7 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
         if config.get("cache_dir"):
             cache = cache.model_copy(update={"cache_dir": Path(config["cache_dir"])})
         store = StoreSettings.load()
-        if config.get("endpoint"):  # a start that is measured over a slower network goes to the same store by another door
+        if config.get("endpoint"):  # the same store by another door, for a start that is measured over a slower network
             store = store.model_copy(update={"s3_endpoint": AnyHttpUrl(config["endpoint"])})
         obtained: Obtained = self._lease.enter_context(obtain(pin, store, cache, FetchSettings.load(), ledger))
         settings = obtained.release.content.settings.model_dump()
