@@ -89,7 +89,7 @@ def _now() -> str:
 
 
 def _error(error: Exception) -> int:
-    print(f"bench: {error}", file=sys.stderr)
+    print(f"error: {error}", file=sys.stderr)
     return 1
 
 

@@ -142,10 +142,10 @@ def _reporting(as_json: bool) -> Iterator[None]:
     except WeightlessError as error:
         if as_json:
             print(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
-        print(f"seeding: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        print("seeding: stopped; nothing half-made was published, seed again to go on", file=sys.stderr)
+        print("stopped; nothing half-made was published, seed again to go on", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

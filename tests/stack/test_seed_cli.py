@@ -47,7 +47,7 @@ def test_a_refusal_is_one_line_with_what_to_do(minio_server: MinioServer, case: 
     assert error["type"] == kind, error
     assert advice in error["message"]
     said = ended.stderr.strip().splitlines()
-    assert said[-1] == f"seeding: {error['message']}"
+    assert said[-1] == f"error: {error['message']}"
     assert "Traceback" not in ended.stderr
     store = minio_server.store()
     assert store.models() == []
