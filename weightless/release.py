@@ -159,24 +159,56 @@ class Release(_Frozen):
         return self.location.versions[self.key(file)]
 
 
-class Alias(_Frozen):
-    """The object `serving`: what should be served now. `by` says who moved it, for the audit log."""
+class _Pointer(_Frozen):
+    """Names one manifest, by the version of it and by its digest."""
 
     release: str
     digest: Digest
     manifest_version: str
-    by: str | None = None
 
     _release = field_validator("release")(staticmethod(lambda name: _as_value_error(checked_release, name)))
 
     @classmethod
-    def of(cls, release: Release, by: str | None = None) -> Self:
-        """The alias that points at a published release."""
+    def _to(cls, release: Release, **more: Any) -> Self:
+        """The pointer to a published release; `more`: the other fields."""
         if release.manifest_version is None:
             raise InvalidRelease(
                 f"release {release.name}: required a manifest in the bucket, found one that was never written"
             )
-        return cls(release=release.name, digest=release.digest, manifest_version=release.manifest_version, by=by)
+        return cls(release=release.name, digest=release.digest, manifest_version=release.manifest_version, **more)
+
+    def same_as(self, other: "_Pointer | None") -> bool:
+        """Whether both name one release, whatever else they say."""
+        return other is not None and (self.release, self.digest) == (other.release, other.digest)
+
+
+class Canary(_Pointer):
+    """A release on trial beside the one that is served: it answers `percent` of 100 requests."""
+
+    percent: Annotated[int, Field(ge=1, le=99)]
+
+    @classmethod
+    def of(cls, release: Release, percent: int) -> Self:
+        """The trial of a published release."""
+        return cls._to(release, percent=percent)
+
+
+class Alias(_Pointer):
+    """The object `serving`: what should be served now. `by` says who wrote it, for the audit log."""
+
+    by: str | None = None
+    canary: Canary | None = None
+
+    @classmethod
+    def of(cls, release: Release, by: str | None = None, canary: Canary | None = None) -> Self:
+        """The alias that points at a published release."""
+        return cls._to(release, by=by, canary=canary)
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if self.same_as(self.canary):
+            raise ValueError(f"required a canary other than the release that is served, found {self.release} twice")
+        return self
 
     @classmethod
     def from_json(cls, model: str, raw: bytes) -> Self:

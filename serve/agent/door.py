@@ -91,7 +91,7 @@ class Door:
         """
         try:
             route = self._table.find(model, release)
-            target = await self._table.admit(route)
+            target = await self._table.admit(route, release)
             if form.task not in (None, target.task):
                 message = f"required a model for {form.task}, found {model[:100]}, which is for {target.task}"
                 raise ApiError(400, "wrong_task", message, field="model")
@@ -123,6 +123,7 @@ class Door:
                 error = from_torchserve(head.status, body, target.model, target.version)
                 if error is not None:
                     raise error
+            target.tally.errors += head.status >= 500
             kind = head.headers.get("content-type") or "application/json"
             told = form.whole(head.status, body)
             return web.Response(status=head.status, body=told, headers=names | {"Content-Type": kind})
@@ -176,6 +177,7 @@ async def _stream(
     except UpstreamLost:
         failure = unavailable(f"model {target.model}: the answer broke off, its worker died", "worker_died")
     if failure is not None:
+        target.tally.errors += 1
         await response.write(form.broken(failure))
     await response.write_eof()
     return response

@@ -61,8 +61,9 @@ class OpenAiRoutes:
 
     def _model(self, name: str) -> web.Response:
         model, release = split_model(name)
-        target = self._table.find(model, release).answering
-        if target is None:
+        route = self._table.find(model, release)
+        target = route.named(release) if release is not None else route.answering
+        if target is None or target.down is not None:
             raise ApiError(
                 404, "model_not_found", f"model {model[:100]}: nothing answers for it now; GET /status says why"
             )
