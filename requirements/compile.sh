@@ -19,4 +19,5 @@ for group in tools serving loadtest bench; do
     compile --constraints dev.txt "$group.in" --output-file "$group.txt"
 done
 compile "${upgrade[@]}" --no-deps samples.in --output-file samples.txt
+compile "${upgrade[@]}" --no-deps streamer.in --output-file streamer.txt
 compile "${upgrade[@]}" uv.in --output-file uv.txt

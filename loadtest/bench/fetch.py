@@ -3,7 +3,8 @@
 Every client downloads the same objects into the same folder, which is empty, with nothing synced before or after; the order
 turns round from one sample to the next. Three workloads: two files of 1 GiB, one of 2 GiB, 3,000 small ones. Ours checks BLAKE3
 of every byte, takes locks and makes links; none of the others checks anything. The programs (mc, s5cmd) are timed with their
-start, which is 30 to 60 ms; the libraries, ours among them, without that of Python.
+start, which is 30 to 60 ms; the libraries, ours among them, without that of Python. Run:ai's streamer reads into memory and
+writes no file: it has a row, and no part in the ratio.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +34,7 @@ from weightless.store import Store
 
 MIB = 1 << 20
 PEERS = Path(__file__).with_name("peers.py")
-OURS, LIMIT = "weightless", "server limit"
+OURS, LIMIT, STREAMER = "weightless", "server limit", "runai to memory"
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,10 @@ def program(arguments: list[str], environment: dict[str, str]) -> float:
 
 def library(python: Path, name: str, server: BenchServer, workload: Workload, folder: Path) -> float:
     arguments = [str(python), str(PEERS), name, server.endpoint, f"{workload.name}/", str(folder)]
-    done = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, env=os.environ | server.environment, text=True)
+    env = os.environ | server.environment | {"PYTHONPATH": ""}
+    if name == STREAMER:
+        env["PYTHONPATH"] = sysconfig.get_path("purelib")  # ours: it has torch, which is too large to install twice
+    done = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, env=env, text=True)
     return float(done.stdout)
 
 
@@ -167,7 +172,7 @@ def clients(
     for name, options in {"s5cmd": [], "s5cmd tuned": ["--concurrency", "4", "--part-size", "64"]}.items():
         command = [*s5cmd, "cp", *options, f"s3://{source}/*", f"{folder}/"]
         taking_part[name] = lambda command=command: program(command, aws)  # type: ignore[misc]
-    for name in ("minio-py", "minio-py ranges", "boto3", "obstore"):
+    for name in ("minio-py", "minio-py ranges", "boto3", "obstore", STREAMER):
         taking_part[name] = lambda name=name: library(peers, name, server, workload, folder)  # type: ignore[misc]
     return taking_part
 
@@ -256,7 +261,9 @@ def _anonymous() -> int:
 def _over_best_peer(samples: Samples, workload: str) -> float:
     """Our throughput over the best other client's: medians, so seconds of the fastest other over ours."""
     others = [
-        arm for arm in samples.arms("fetch") if arm.endswith(f", {workload}") and not arm.startswith((OURS, LIMIT))
+        arm
+        for arm in samples.arms("fetch")
+        if arm.endswith(f", {workload}") and not arm.startswith((OURS, LIMIT, STREAMER))
     ]
     best = min((samples.median(arm, "seconds_s") for arm in others), default=0.0)
     return best / samples.median(f"{OURS}, {workload}", "seconds_s")

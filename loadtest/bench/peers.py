@@ -121,7 +121,41 @@ def obstore(endpoint: str, prefix: str, folder: Path) -> Download:
     return run
 
 
-CLIENTS = {"minio-py": minio_py, "minio-py ranges": minio_py_ranges, "boto3": boto3, "obstore": obstore}
+def runai(endpoint: str, prefix: str, folder: Path) -> Download:
+    """Run:ai Model Streamer with four connections and ranges of 64 MiB: into memory, nothing is written to `folder`."""
+    import boto3 as library
+    from runai_model_streamer.file_streamer.file_streamer import FileStreamer  # type: ignore[import-not-found]
+    from runai_model_streamer.file_streamer.requests_iterator import FileChunks  # type: ignore[import-not-found]
+
+    access_key, secret_key = _keys()
+    os.environ |= {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key, "AWS_REGION": "us-east-1"}
+    os.environ |= {"AWS_ENDPOINT_URL": endpoint, "RUNAI_STREAMER_CONCURRENCY": "4"}
+    os.environ |= {"RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0"}
+    client = library.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+
+    def run() -> None:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+        entries = [(entry["Key"], entry["Size"]) for page in pages for entry in page["Contents"]]
+        wanted = [
+            FileChunks.contiguous(n, f"s3://{BUCKET}/{key}", 0, [min(LARGE, size - at) for at in range(0, size, LARGE)])
+            for n, (key, size) in enumerate(entries)
+        ]
+        with FileStreamer() as streamer:
+            streamer.stream_files(wanted)
+            found = sum(tensor.numel() * tensor.element_size() for _, _, tensor in streamer.get_chunks())
+        if found != sum(size for _, size in entries):
+            raise ValueError(f"required {sum(size for _, size in entries)} bytes, found {found}")
+
+    return run
+
+
+CLIENTS = {
+    "minio-py": minio_py,
+    "minio-py ranges": minio_py_ranges,
+    "boto3": boto3,
+    "obstore": obstore,
+    "runai to memory": runai,
+}
 
 
 def _keys() -> tuple[str, str]:

@@ -27,7 +27,16 @@ def test_the_fetch_gives_every_key_and_sample(tmp_path: Path) -> None:
     assert all(value > 0 for value in found["ratios"].values()), found["ratios"]
     arms = [sample["arm"] for sample in found["samples"]]
     for workload in ("two", "one", "small"):
-        for client in ("weightless", "mc mirror", "s5cmd", "minio-py ranges", "boto3", "obstore", "server limit"):
+        for client in (
+            "weightless",
+            "mc mirror",
+            "s5cmd",
+            "minio-py ranges",
+            "boto3",
+            "obstore",
+            "runai to memory",
+            "server limit",
+        ):
             assert arms.count(f"{client}, {workload}") == 2
     page = (tmp_path / "out/index.html").read_text()
     assert all(f"<code>{key}</code>" in page for key in found["ratios"])
