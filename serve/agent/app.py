@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 
 import aiohttp
-from aiohttp import web
 
 from serve.agent.api import Api
 from serve.agent.auth import KeyCheck
@@ -22,6 +21,7 @@ from serve.agent.coldstart import ColdStarts
 from serve.agent.desired import DesiredState
 from serve.agent.door import Door
 from serve.agent.gpu import check_required, find_device
+from serve.agent.listener import listen
 from serve.agent.management import Management
 from serve.agent.memory import Memory
 from serve.agent.metrics import DoorMetrics
@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 
 _LONGEST_NAME = len("/ts-12345678/t/.ts.sock.12345")
 _SOCKET_PATH = 107  # bytes that Linux takes for the path of a socket
-_CLIENTS_GRACE_S = 10.0
 
 
 async def run(settings: AgentSettings) -> None:
@@ -86,7 +85,7 @@ async def run(settings: AgentSettings) -> None:
         stack.push_async_callback(reconciler.close)
         upstream = Upstream("127.0.0.1", settings.torchserve_inference_port)
         stack.callback(upstream.close)
-        door = Door(table, upstream, metrics)
+        door = Door(table, upstream, metrics, settings.client_seconds)
         api = Api(
             KeyCheck(settings.key()), door, OpenAiRoutes(door, table),
             Status(table, desired, reconciler, torchserve, zygote, device), reconciler, ColdStarts(tools), metrics, tools,
@@ -98,7 +97,7 @@ async def run(settings: AgentSettings) -> None:
             asyncio.create_task(desired.run()),
         ]
         stack.push_async_callback(_end, tasks)
-        stack.push_async_callback((await _listen(settings, api)).cleanup)
+        stack.push_async_callback((await listen(settings, api.handle)).cleanup)
         log.info("the agent listens on %s port %d", settings.agent_host, settings.agent_port)
         stopped = asyncio.create_task(stopping.wait())
         await asyncio.wait({*tasks, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -106,19 +105,6 @@ async def run(settings: AgentSettings) -> None:
             if task.done():
                 task.result()  # it ends only by failing
         log.info("stopping")
-
-
-async def _listen(settings: AgentSettings, api: Api) -> web.ServerRunner:
-    loop = asyncio.get_running_loop()
-
-    def make_request(*arguments: object) -> web.BaseRequest:
-        return web.BaseRequest(*arguments, loop, client_max_size=settings.max_body_bytes)  # type: ignore[arg-type, misc]
-
-    server = web.Server(api.handle, request_factory=make_request, handler_cancellation=True, access_log=None)
-    runner = web.ServerRunner(server, shutdown_timeout=_CLIENTS_GRACE_S)
-    await runner.setup()
-    await web.TCPSite(runner, settings.agent_host, settings.agent_port, backlog=1024).start()
-    return runner
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:

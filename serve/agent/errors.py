@@ -63,6 +63,11 @@ def from_torchserve(status: int, body: bytes, model: str, version: str) -> ApiEr
     return ApiError(status if status < 500 else 502, "torchserve", f"model {model}: TorchServe answered: {message}")
 
 
+def kind_of(body: bytes) -> str:
+    """The type in an error answer that is in our form."""
+    return str(_parsed(body)["error"].get("type"))
+
+
 def _parsed(body: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(body)

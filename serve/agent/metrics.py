@@ -1,50 +1,150 @@
-"""The agent's own figures for Prometheus. `exposition` joins them with TorchServe's."""
+"""The agent's own figures for Prometheus; docs/metrics.md says what each means. `exposition` joins them with TorchServe's.
+
+What the door can see it measures; what only the worker knows comes in headers of its answer, and of a stream in its last event.
+"""
+
+import math
+import re
+import time
+from collections.abc import Mapping
 
 import prometheus_client as prom
 
 from serve.agent.routing import RoutingTable, Target
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_NAMES = ("model", "release")
+_REQUEST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_WAIT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_BETWEEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+_TOKENS = tuple(2.0**power for power in range(15))  # 1 to 16384
+_BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+_HISTOGRAMS = {
+    "request_seconds": ("From the request's head to the answer's last byte", _REQUEST_S),
+    "queue_seconds": ("From the door until the worker began with the request", _WAIT_S),
+    "time_to_first_token_seconds": ("From the request's head to the first piece of its answer", _WAIT_S),
+    "inter_token_seconds": ("Between two pieces of a stream", _BETWEEN_S),
+    "prompt_tokens": ("Tokens that a request brought", _TOKENS),
+    "generated_tokens": ("Tokens that a request was answered with", _TOKENS),
+    "batch_size": ("Requests that shared the worker's forward pass with this one, itself included", _BATCH),
+}
+
+_OF_ANY = (("x-weightless-queue-ms", "queue_seconds", 1e-3), ("x-weightless-batch", "batch_size", 1))
+_OF_WHOLE = (
+    *_OF_ANY,
+    ("x-weightless-first-token-ms", "time_to_first_token_seconds", 1e-3),
+    ("x-weightless-prompt-tokens", "prompt_tokens", 1),
+    ("x-weightless-generated-tokens", "generated_tokens", 1),
+)
+"""Header of a worker's answer, histogram, factor."""
+
+# In the last event of a stream. Within a text they do not match: a quote has a backslash before it there.
+_TOKENS_TOLD = re.compile(rb'"(prompt_tokens|generated_tokens)": (\d{1,9})\b')
+_TYPE = re.compile(rb'"type": "([a-z_]+)"')
+_KIND = re.compile(r"[a-z_]{1,40}")
+
+
+class ReleaseMetrics:
+    """The figures of one release of one model, children looked up once: looking one up costs more than counting."""
+
+    def __init__(self, parents: "DoorMetrics", model: str, release: str) -> None:
+        self._histograms = {name: parent.labels(model, release) for name, parent in parents.histograms.items()}
+        self._parents = parents
+        self._codes: dict[int, prom.Counter] = {}
+        self._labels = (model, release)
+        self.first_token = self._histograms["time_to_first_token_seconds"].observe
+        self.inter_token = self._histograms["inter_token_seconds"].observe
+
+    def answered(self, code: int, seconds: float) -> None:
+        """One request that was passed on to a worker."""
+        counter = self._codes.get(code)
+        if counter is None:
+            counter = self._codes[code] = self._parents.requests.labels(*self._labels, str(code))
+        counter.inc()
+        self._histograms["request_seconds"].observe(seconds)
+
+    def failed(self, kind: str) -> None:
+        """One of them that got an error, or a stream that ended in one."""
+        self._parents.errors.labels(*self._labels, kind if _KIND.fullmatch(kind) else "other").inc()
+
+    def told(self, headers: Mapping[str, str], stream: bool) -> None:
+        """What the worker says in its answer's headers (names in lower case); a stream's come before it knows the rest."""
+        for header, name, factor in _OF_ANY if stream else _OF_WHOLE:
+            said = headers.get(header)
+            if said is not None:
+                self._observe(name, said, factor)
+
+    def ended(self, event: bytes) -> None:
+        """What the last event of a stream says."""
+        if event.startswith(b'data: {"error"'):
+            said = _TYPE.search(event)
+            self.failed(said[1].decode() if said else "other")
+        for name, count in _TOKENS_TOLD.findall(event):
+            self._histograms[name.decode()].observe(int(count))
+
+    def _observe(self, name: str, said: str, factor: float) -> None:
+        try:
+            value = float(said) * factor
+        except ValueError:
+            return  # a handler may be anybody's
+        if 0 <= value < math.inf:
+            self._histograms[name].observe(value)
+
+
+class StreamClock:
+    """Times the pieces of one stream as they come: the first, and the gaps between them.
+
+    The last piece's gap is left out: it is the closing event, sent when the answer is complete already.
+    """
+
+    def __init__(self, figures: ReleaseMetrics, began: float) -> None:
+        self._figures = figures
+        self._began = began
+        self._last = 0.0
+        self._gap: float | None = None
+
+    def piece(self) -> None:
+        now = time.perf_counter()
+        if not self._last:
+            self._figures.first_token(now - self._began)
+        else:
+            if self._gap is not None:
+                self._figures.inter_token(self._gap)
+            self._gap = now - self._last
+        self._last = now
 
 
 class DoorMetrics:
-    """Requests by model, release and status; latency by model and release; gauges that are read when scraped."""
+    """Counts by model and release, of names that are served only: a client chooses what it asks for."""
 
     def __init__(self, table: RoutingTable) -> None:
         self.registry = prom.CollectorRegistry()
-        names = ("model", "release")
-        self._requests = prom.Counter(
-            "weightless_requests", "Predictions answered", (*names, "code"), registry=self.registry
-        )
-        self._latency = prom.Histogram(
-            "weightless_request_seconds", "From the request's head to the answer's last byte", names,
-            buckets=_SECONDS, registry=self.registry,
-        )  # fmt: skip
+        self.requests = self._counter("requests", "Predictions asked for, by HTTP status", *_NAMES, "code")
+        self.errors = self._counter("errors", "Predictions that failed, by the error's type", *_NAMES, "type")
+        self._rollouts = self._counter("rollouts", "Releases taken into service or refused", "model", "result")
+        self._restarts = self._counter("torchserve_restarts", "Times TorchServe came back")
         self._inflight = prom.Gauge("weightless_inflight", "Requests in flight", ("model",), registry=self.registry)
-        self._rollouts = prom.Counter(
-            "weightless_rollouts", "Releases taken into service or refused", ("model", "result"), registry=self.registry
-        )
-        self._restarts = prom.Counter(
-            "weightless_torchserve_restarts", "Times TorchServe came back", registry=self.registry
-        )
+        self.histograms = {
+            name: prom.Histogram(f"weightless_{name}", text, _NAMES, buckets=buckets, registry=self.registry)
+            for name, (text, buckets) in _HISTOGRAMS.items()
+        }
         self._table = table
-        self._children: dict[tuple[str, str, int], tuple[prom.Counter, prom.Histogram]] = {}
+        self._releases: dict[tuple[str, str], ReleaseMetrics] = {}
 
-    def answered(self, target: Target, code: int, seconds: float) -> None:
-        """One request that reached a version. The labelled children are kept: looking one up costs more than counting."""
-        key = (target.model, target.release, code)
-        children = self._children.get(key)
-        if children is None:
-            children = (self._requests.labels(*key[:2], str(code)), self._latency.labels(*key[:2]))
-            self._children[key] = children
-        children[0].inc()
-        children[1].observe(seconds)
+    def of(self, target: Target) -> ReleaseMetrics:
+        """The figures of what this target serves."""
+        key = (target.model, target.release)
+        found = self._releases.get(key)
+        if found is None:
+            found = self._releases[key] = ReleaseMetrics(self, *key)
+        return found
 
-    def refused(self, table: RoutingTable, model: str, code: int) -> None:
-        """One request that was answered with an error. A name that is not served becomes no label: clients choose those."""
-        known = table.routes.get(model)
-        release = known.current.release if known and known.current else ""
-        self._requests.labels(model if known else "", release, str(code)).inc()
+    def refused(self, model: str, code: int, kind: str) -> None:
+        """One request that no worker answered. A name that is not served becomes no label."""
+        known = self._table.routes.get(model)
+        names = (model if known else "", known.current.release if known and known.current else "")
+        self.requests.labels(*names, str(code)).inc()
+        self.errors.labels(*names, kind).inc()
 
     def rollout(self, model: str, result: str) -> None:
         """`result`: serving, refused or superseded."""
@@ -58,3 +158,6 @@ class DoorMetrics:
         for name, route in self._table.routes.items():
             self._inflight.labels(name).set(route.inflight)
         return prom.generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> prom.Counter:
+        return prom.Counter(f"weightless_{name}", text, labels, registry=self.registry)

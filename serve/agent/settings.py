@@ -34,6 +34,7 @@ class AgentSettings(ApiKeySettings):
     serve_models: str = ""
     max_inflight: Annotated[int, Field(ge=1)] = 256
     max_body_bytes: Annotated[int, Field(ge=1024)] = 4 * MIB
+    client_seconds: Annotated[float, Field(gt=0)] = 30.0
     poll_seconds: Annotated[float, Field(gt=0)] = 2.0
     parallel_rollouts: Annotated[int, Field(ge=1)] = 2
     hold_seconds: Annotated[float, Field(ge=0)] = 10.0
@@ -41,6 +42,7 @@ class AgentSettings(ApiKeySettings):
     require_gpu: bool = False
     baseline_inference_url: HttpUrl | None = None
     baseline_management_url: HttpUrl | None = None
+    baseline_usage_url: HttpUrl | None = None
     baseline_store: Path | None = None
 
     @model_validator(mode="after")

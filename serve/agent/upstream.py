@@ -6,6 +6,7 @@ were busy with other things. What comes is a head, and then either a body of Con
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ class Head:
     def chunked(self) -> bool:
         return self.headers.get("transfer-encoding", "").lower() == "chunked"
 
+    @property
+    def early(self) -> bool:
+        """Whether it came before the answer was known, whose status and headers are then the first line of the body, in JSON."""
+        return "x-weightless-late" in self.headers
+
 
 class Exchange(asyncio.Protocol):
     """One connection, and the one request that is on it. Each wait is bounded by `limit_s` seconds: TimeoutError."""
@@ -52,11 +58,16 @@ class Exchange(asyncio.Protocol):
         return self._done and keep and self._lost is None and not self._raw
 
     async def request(self, method: str, path: str, body: bytes, limit_s: float) -> Head:
-        """Send a request and wait for the answer's head."""
+        """Send a request and wait for the answer's head.
+
+        With it a worker is told when it was sent (ms since 1970), for its queue time, and that a head may come before its answer.
+        """
         assert self._done and self._transport is not None
         self._head, self._left, self._done, self.limit_s = None, None, False, limit_s
-        length = f"content-length: {len(body)}\r\ncontent-type: application/json\r\n"
-        self._transport.write(f"{method} {path} HTTP/1.1\r\nhost: torchserve\r\n{length}\r\n".encode() + body)
+        ours = f"x-weightless-early: 1\r\nx-weightless-sent: {time.time() * 1000:.1f}\r\n"
+        head = f"{method} {path} HTTP/1.1\r\nhost: torchserve\r\n{ours}"
+        head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        self._transport.write(head.encode() + body)
         while self._head is None:
             await self._more()
         return self._head

@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from serve.agent.bodies import json_object
-from serve.agent.door import Door, Form, read_body
+from serve.agent.door import Door, Form
 from serve.agent.errors import ApiError
 from serve.agent.openai.answers import Chat, Completion, Embedded
 from serve.agent.openai.requests import ROUTES, Ask, split_model
@@ -48,7 +48,7 @@ class OpenAiRoutes:
     async def _predict(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
         began = time.perf_counter()
         try:
-            ask = ROUTES[path](json_object(await read_body(request)))
+            ask = ROUTES[path](json_object(await self._door.read(request)))
         except ApiError as error:
             self._door.refused("", error)
             raise
