@@ -125,6 +125,7 @@ def _stage(stage: Path, handler_dir: Path) -> None:
     if not (handler_dir / HANDLER_FILE).is_file():
         raise SettingsError(f"HANDLER_DIR: required {HANDLER_FILE} in {handler_dir}, found none")
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+    stage.mkdir()
     for source in (*_helpers(handler_dir), Path(weightless.__file__).parent):
         if source.is_dir():
             shutil.copytree(source, stage / source.name, ignore=ignored)
