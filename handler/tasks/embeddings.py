@@ -1,7 +1,7 @@
 """The task `embeddings`: one vector a text, pooled and normalised as the model's own folder says."""
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy
 import torch
 
 from tasks.embedding.pooling import Recipe, pool, read_recipe
+from tasks.shared.batches import by_length
 from tasks.shared.body import read_body
 from tasks.shared.contract import Emit, Node
 from tasks.shared.device import place
@@ -18,7 +19,6 @@ from tasks.shared.isolation import isolated
 from tasks.shared.loading import context_length, dtype_name, load_model, load_tokenizer
 
 MAX_INPUTS = 2048
-MAX_BATCH_TOKENS = 8192  # of one forward pass, padding included
 _DECIMALS = 9  # in answers: float32 has no more to say of a unit vector, and JSON is half as long
 
 
@@ -34,6 +34,10 @@ class Request:
     details: bool
     packed: bool
     stream: bool = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(map(len, self.ids))
 
 
 class Embeddings:
@@ -89,7 +93,7 @@ class Embeddings:
         def embed(indices: Sequence[int]) -> None:
             found.update(zip(indices, self._forward([texts[index] for index in indices]), strict=True))
 
-        for indices in _batches([len(text) for text in texts]):
+        for indices in by_length([len(text) for text in texts]):
             isolated(indices, embed, found.__setitem__)
         return [found[index] for index in range(len(texts))]
 
@@ -126,18 +130,6 @@ def load(folder: Path, settings: Mapping[str, Any], node: Node) -> Embeddings:
         "architecture": type(model).__name__,
     }
     return Embeddings(model, load_tokenizer(folder, remote), recipe, node, facts)
-
-
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of texts that go through the model together: of like length, so that little of a batch is padding."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        if batch and lengths[index] * (len(batch) + 1) > MAX_BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 def _answer(request: Request, vectors: list[numpy.ndarray | RequestError]) -> Any | RequestError:

@@ -8,6 +8,7 @@ from typing import Any
 
 from serve.agent.errors import ApiError, invalid
 
+_INSTEAD = ("messages", "query")  # of input, for the tasks that take them, which check them
 _NAMES = {bool: "true or false", dict: "an object", str: "a string", list: "a list", int: "a number", float: "a number"}
 
 
@@ -18,15 +19,15 @@ def checked_body(raw: bytes) -> dict[str, Any]:
         ApiError: 400, naming the field and what was required and found.
     """
     body = json_object(raw)
-    chat = body.get("messages") is not None  # in place of input, for the task that takes it, which checks them
-    if "input" not in body and not chat:
+    instead = any(body.get(name) is not None for name in _INSTEAD)
+    if "input" not in body and not instead:
         raise invalid("input", "required a string or a list of strings, found none")
-    if not chat:
+    if not instead:
         _check_input(body["input"])
     for name, kind in (("parameters", dict), ("stream", bool), ("details", bool)):
         if body.get(name) is not None and not isinstance(body[name], kind):
             raise invalid(name, f"required {_NAMES[kind]}, found {found(body[name])}")
-    if body.get("stream") and not chat and not isinstance(body["input"], str):
+    if body.get("stream") and not instead and not isinstance(body["input"], str):
         raise invalid("stream", "required a single string as input with stream, found a list")
     return body
 

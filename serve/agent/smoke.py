@@ -1,7 +1,8 @@
 """The smoke test: one prediction to a version that no client is routed to yet.
 
-A release passes when it answers at all and the answer makes sense for its task: text that is not empty, embeddings of finite
-numbers. A release may bring its own test, `golden: {"input": …, "parameters": …, "output": …}`: then the answer must be that.
+A release passes when it answers at all and the answer makes sense for its task: text that is not empty, embeddings and scores
+of finite numbers. A release may bring its own test, `golden: {"input": …, "parameters": …, "output": …}`: then the answer must be
+that.
 """
 
 import math
@@ -17,6 +18,8 @@ _GREEDY: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
 _EXAMPLES: dict[str, dict[str, Any]] = {
     "text-generation": {"input": "Hello", "parameters": _GREEDY},
     "embeddings": {"input": "Hello"},
+    "text-classification": {"input": "Hello"},
+    "reranking": {"query": "Hello", "texts": ["Hello"]},
 }
 _TOLERANCE = 1e-2  # between two machines' roundings of a normalised embedding
 
@@ -58,7 +61,7 @@ def request_body(task: str, golden: dict[str, Any] | None) -> dict[str, Any]:
     """What is sent: the golden request, greedy unless it says otherwise, or the task's example."""
     if golden is None:
         return _EXAMPLES.get(task, {"input": "Hello"})
-    body = {"input": golden["input"]}
+    body = {name: value for name, value in golden.items() if name != "output"}
     if task == "text-generation":
         body["parameters"] = {"do_sample": False} | golden.get("parameters", {})
     return body
@@ -70,6 +73,8 @@ def wrong_with(task: str, answer: Any, golden: dict[str, Any] | None) -> str | N
         return _wrong_text(answer, golden)
     if task == "embeddings":
         return _wrong_embedding(answer, golden)
+    if task in ("text-classification", "reranking"):
+        return _wrong_scores(answer, golden)
     return None
 
 
@@ -94,6 +99,25 @@ def _wrong_embedding(answer: Any, golden: dict[str, Any] | None) -> str | None:
     if golden is not None and not _close(numbers, golden["output"]):
         return "required the golden embedding, found another"
     return None
+
+
+def _wrong_scores(answer: Any, golden: dict[str, Any] | None) -> str | None:
+    """Of a list of objects with a score each; what else they say must be the golden answer's, the scores near it."""
+    try:
+        scores, others = _parted(answer)
+        wanted = None if golden is None else _parted(golden["output"])
+    except (TypeError, LookupError, AttributeError):
+        return f"required [{{'score': number, …}}], found {str(answer)[:200]}"
+    if not scores or not all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
+        return f"required finite scores, found {str(answer)[:200]}"
+    if wanted is not None and not (others == wanted[1] and _close(scores, wanted[0])):
+        return "required the golden scores, found others"
+    return None
+
+
+def _parted(answer: list[dict[str, Any]]) -> tuple[list[Any], list[dict[str, Any]]]:
+    others = [{name: value for name, value in one.items() if name not in ("score", "text")} for one in answer]
+    return [one["score"] for one in answer], others
 
 
 def _close(numbers: list[float], golden: list[float]) -> bool:

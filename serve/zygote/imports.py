@@ -27,6 +27,8 @@ TRANSFORMERS = ("transformers:AutoConfig", "transformers:AutoTokenizer", "tokeni
 BY_TASK = {
     "text-generation": (*TRANSFORMERS, "transformers:AutoModelForCausalLM", "transformers:GenerationConfig"),
     "embeddings": (*TRANSFORMERS, "transformers:AutoModel"),
+    "text-classification": (*TRANSFORMERS, "transformers:AutoModelForSequenceClassification"),
+    "reranking": (*TRANSFORMERS, "transformers:AutoModelForSequenceClassification"),
 }
 
 

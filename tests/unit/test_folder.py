@@ -197,7 +197,7 @@ def test_the_task_is_told_by_the_config(config: dict[str, object], others: tuple
     ],
 )
 def test_a_task_that_cannot_be_told_is_asked_for(config: dict[str, object]) -> None:
-    with pytest.raises(InvalidFolder, match=r"cannot tell .* set release\.task .* text-generation, embeddings"):
+    with pytest.raises(InvalidFolder, match=r"cannot tell .* set release\.task .* text-generation, embeddings, text-classification, reranking"):
         infer_task(with_config(config))
 
 
@@ -217,5 +217,6 @@ def test_settings_of_a_release_merge_file_and_defaults() -> None:
     }
     assert release_settings(folder, ReleaseOverrides(task="embeddings")).task == "embeddings"
     assert release_settings(folder, ReleaseOverrides(task="embeddings"), "text-generation").task == "text-generation"
-    with pytest.raises(SettingsError, match=r"required one of text-generation, embeddings, found 'chat'"):
-        release_settings(folder, ReleaseOverrides(), "chat")
+    assert release_settings(folder, ReleaseOverrides(), "word-count").task == "word-count"  # a task of the node's own
+    with pytest.raises(SettingsError, match=r"required text-generation, .* in lower case, found 'Word_Count'"):
+        release_settings(folder, ReleaseOverrides(), "Word_Count")

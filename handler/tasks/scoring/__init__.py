@@ -1,0 +1,1 @@
+"""What tasks share that score texts with a sequence classifier."""
