@@ -63,12 +63,14 @@ def seed_command(
     origin: Annotated[
         str | None, typer.Option("--from", help="A folder; `bucket`: what lies there; or `sample:NAME`.")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="text-generation or embeddings; else inferred.")] = None,
+    task: Annotated[str | None, typer.Option(help="Such as text-generation; else inferred.")] = None,
     promote: Annotated[bool, typer.Option(help="Let the alias name the release.")] = True,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the download.")] = False,
     as_json: Json = False,
 ) -> None:
     """Publish a release of a model."""
+    from commands.door import Door
+    from commands.settings import CommandSettings
     from seeding.progress import Display, size
     from seeding.seed import Seeding, Wish
     from seeding.settings import SeedSettings
@@ -79,6 +81,8 @@ def seed_command(
             raise typer.BadParameter("required one of --hf and --from, found both")
         seeding = Seeding(StoreSettings.load(), SeedSettings.load(), display)
         seeded = seeding.seed(Wish(model, hf, origin, task, promote, keep))
+        if seeded.promoted:
+            Door(CommandSettings.load()).refresh()
         state = "is new" if seeded.new else "already is this folder"
         text = (
             f"{model}: release {seeded.release} {state}: {seeded.files} files, {size(seeded.bytes)}, "
