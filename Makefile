@@ -13,7 +13,7 @@ export PYTHONPATH := .:handler:minio-init
 
 # ---- variables: a word that nobody knows would be silently ignored, and PROMTE=no would promote
 
-KNOWN := ENGINE MODEL RELEASE HF TASK FROM PROMOTE KEEP INPUT PARAMETERS STREAM TO FOLDER SHOW SERVICE FOLLOW YES JSON WAIT TIMEOUT \
+KNOWN := ENGINE MODEL RELEASE PERCENT HF TASK FROM PROMOTE KEEP INPUT PARAMETERS STREAM TO FOLDER SHOW SERVICE FOLLOW YES JSON WAIT TIMEOUT \
   PROFILE SECONDS USERS OUT ONLY ARGS TESTS UPGRADE PYTHON
 SETTINGS := $(shell sed -nE 's/^\#? ?([A-Z][A-Z0-9_]+)=.*/\1/p' .env.example 2>/dev/null) RUN_DIR
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
@@ -47,7 +47,7 @@ install: ## Install into .venv and .tools what the stack as processes and the te
 
 # ---- models and releases
 
-.PHONY: seed models status promote rollback history predict mar retry prune credentials
+.PHONY: seed models status promote rollback canary history predict mar retry prune credentials
 seed: ## Publish a release: MODEL=falcon-7b [HF=org/repo[@revision]] [FROM=folder|bucket|sample:NAME] [TASK=…] [PROMOTE=no] [KEEP=yes]
 	$(call needs,MODEL)
 	$(RUN) $(if $(filter-out bucket sample:%,$(FROM)),--folder "$$FROM") -- -m seeding seed "$$MODEL" $(if $(HF),--hf "$$HF") \
@@ -60,9 +60,13 @@ status: ## What is served, what is being fetched, device, phases, errors [JSON=1
 promote: ## Serve another release: MODEL=falcon-tiny RELEASE=v2 [WAIT=no] [JSON=1]
 	$(call needs,MODEL RELEASE)
 	$(RUN) -- -m commands promote "$$MODEL" "$$RELEASE" $(if $(call no,WAIT),--no-wait) $(if $(TIMEOUT),--timeout "$$TIMEOUT") $(json)
-rollback: ## Serve what was served before: MODEL=falcon-tiny [WAIT=no] [JSON=1]
+rollback: ## End the canary, or serve what was served before: MODEL=falcon-tiny [WAIT=no] [JSON=1]
 	$(call needs,MODEL)
 	$(RUN) -- -m commands rollback "$$MODEL" $(if $(call no,WAIT),--no-wait) $(if $(TIMEOUT),--timeout "$$TIMEOUT") $(json)
+canary: ## Let a release answer a share of the requests: MODEL=falcon-tiny RELEASE=v2 PERCENT=10 (0 ends it) [WAIT=no] [JSON=1]
+	$(call needs,MODEL PERCENT)
+	$(RUN) -- -m commands canary "$$MODEL" $(if $(RELEASE),"$$RELEASE") --percent "$$PERCENT" $(if $(call no,WAIT),--no-wait) \
+	  $(if $(TIMEOUT),--timeout "$$TIMEOUT") $(json)
 history: ## Where the alias pointed, when, by whom: MODEL=falcon-tiny [JSON=1]
 	$(call needs,MODEL)
 	$(RUN) -- -m commands history "$$MODEL" $(json)

@@ -14,6 +14,7 @@ COMMANDS = {
     "models": "releases",
     "promote": "releases",
     "rollback": "releases",
+    "canary": "releases",
     "history": "releases",
     "status": "serving",
     "predict": "serving",

@@ -21,11 +21,29 @@ SETTLED = ("serving", "failed", "stopped")
 
 
 @dataclass(frozen=True)
-class Served:
-    """What came of waiting: the release that is served, and after how many seconds."""
+class Wish:
+    """What the alias says now, to be found in the model's entry of /status: a release, and its canary if it has one."""
 
     release: str
-    seconds: float
+    canary: str | None = None
+    percent: int = 0
+
+    def granted(self, entry: dict[str, Any]) -> bool:
+        """Whether it is served: the canary with its share, or the release and no canary."""
+        canary = entry.get("canary")
+        if self.canary is not None:
+            return canary is not None and (canary.get("serving"), canary.get("share")) == (self.canary, self.percent)
+        return entry.get("serving") == self.release and entry.get("wanted") in (self.release, None) and canary is None
+
+    def refused(self, entry: dict[str, Any]) -> Any:
+        """Why it is not served and will not be, None while it may."""
+        canary = entry.get("canary") or {}
+        settled = entry.get("wanted") == self.release and entry.get("state") in SETTLED
+        if canary.get("release") != self.canary:
+            return None  # the node does not know yet
+        if self.canary is not None and entry.get("serving"):
+            return canary.get("error") if not canary.get("step") else None
+        return entry.get("error") if settled else None
 
 
 class Door:
@@ -69,28 +87,31 @@ class Door:
         """Ask for another try of what was refused."""
         self._request("POST", f"/retry/{model}", patience=10)
 
-    def wait(self, model: str, release: str, tell: Callable[[dict[str, Any]], None], timeout: float) -> Served:
-        """Wait until the node serves a release; `tell` gets the model's entry of /status while it goes on.
+    def refresh(self) -> None:
+        """Say that an alias moved. An agent that cannot be told finds it at its next look, so nothing is raised."""
+        with contextlib.suppress(AgentUnavailable, AgentRefused):
+            self._request("POST", "/refresh", patience=2)
+
+    def wait(self, model: str, wish: Wish, tell: Callable[[dict[str, Any]], None], timeout: float) -> float:
+        """Wait until the node serves what was wished, and return the seconds; `tell` gets what is going on meanwhile.
 
         Raises:
             RolloutFailed: the node could not serve it, and says why; or it took longer than `timeout` seconds.
         """
         began = time.monotonic()
+        what = f"{model} {wish.canary or wish.release}" + (" as canary" if wish.canary else "")
         while True:
             entry = self.status()["models"].get(model) or {}
             passed = time.monotonic() - began
-            if entry.get("serving") == release and entry.get("wanted") in (release, None):
-                return Served(release, passed)
-            error = entry.get("error")
-            if error and entry.get("wanted") == release and entry.get("state") in SETTLED:
+            if wish.granted(entry):
+                return passed
+            if error := wish.refused(entry):
                 still = f"{entry['serving']} is still served" if entry.get("serving") else "nothing is served"
-                raise RolloutFailed(f"{model} {release} is not served: {describe(error)}; {still}")
+                raise RolloutFailed(f"{what} is not served: {describe(error)}; {still}")
             if passed > timeout:
-                raise RolloutFailed(
-                    f"{model} {release} is not served after {timeout:.0f} s; make status shows what it waits for"
-                )
-            tell(entry)
-            time.sleep(POLL_SECONDS)
+                raise RolloutFailed(f"{what} is not served after {timeout:.0f} s; make status shows what it waits for")
+            tell((entry.get("canary") or {}) if wish.canary else entry)
+            time.sleep(min(POLL_SECONDS, 0.02 + passed / 10))
 
     # ---- below
 

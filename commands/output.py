@@ -99,6 +99,11 @@ def seconds(count: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def milliseconds(seconds: float) -> str:
+    """A latency for people: 4.1 ms, 230 ms, 1.40 s."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.{0 if seconds >= 0.1 else 1}f} ms"
+
+
 def when(moment: datetime | str) -> str:
     """2026-11-22 16:10:03, in UTC, and how long ago."""
     if isinstance(moment, str):

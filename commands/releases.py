@@ -1,18 +1,19 @@
-"""Releases and the alias that says which one is served: models, history, promote, rollback."""
+"""Releases and the alias that says which one is served: models, history, promote, rollback, canary."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
 from commands import output
-from commands.door import Door, describe
+from commands.door import Door, Wish, describe
 from commands.errors import AgentUnavailable
 from commands.options import Json, Model
 from commands.output import Cell
 from commands.settings import CommandSettings
-from weightless.errors import Conflict, InvalidRelease, ModelNotFound
-from weightless.release import Alias, AliasVersion, Release
+from weightless.errors import Conflict, InvalidRelease, ModelNotFound, SettingsError
+from weightless.release import Alias, AliasVersion, Canary
 from weightless.settings import StoreSettings
 from weightless.store import Store
 
@@ -112,29 +113,34 @@ def history(model: Model, as_json: Json = False) -> None:
     if as_json:
         output.data([_event(entry) for entry in entries])
         return
-    rows: list[list[Cell]] = []
-    for entry in entries:
-        alias = entry.alias
-        name = Text(alias.release if alias else "removed", style="green" if entry.latest and alias else "")
-        rows.append(
-            [
-                output.when(entry.modified),
-                name,
-                output.digest(alias.digest) if alias else "",
-                (alias.by if alias else "") or "",
-            ]
-        )
-    output.table(["when", "serving", "digest", "by"], rows)
+    rows = [_line(entry) for entry in entries]
+    columns = ["when", "serving", "canary", "digest", "by"]
+    if not any(row[2] for row in rows):
+        columns, rows = [*columns[:2], *columns[3:]], [[*row[:2], *row[3:]] for row in rows]
+    output.table(columns, rows)
+
+
+def _line(entry: AliasVersion) -> list[Cell]:
+    alias = entry.alias
+    if alias is None:
+        return [output.when(entry.modified), "removed", "", "", ""]
+    name = Text(alias.release, style="green" if entry.latest else "")
+    canary = f"{alias.canary.release} {alias.canary.percent} %" if alias.canary else ""
+    return [output.when(entry.modified), name, canary, output.digest(alias.digest), alias.by or ""]
 
 
 def _event(entry: AliasVersion) -> dict[str, Any]:
     alias = entry.alias
-    said = (
-        {"release": alias.release, "digest": alias.digest, "by": alias.by}
-        if alias
-        else {"release": None, "digest": None, "by": None}
-    )
-    return {"at": entry.modified.isoformat(), **said, "latest": entry.latest, "version_id": entry.version_id}
+    canary = alias.canary if alias else None
+    return {
+        "at": entry.modified.isoformat(),
+        "release": alias.release if alias else None,
+        "digest": alias.digest if alias else None,
+        "canary": {"release": canary.release, "percent": canary.percent} if canary else None,
+        "by": alias.by if alias else None,
+        "latest": entry.latest,
+        "version_id": entry.version_id,
+    }
 
 
 def promote(
@@ -144,82 +150,148 @@ def promote(
     timeout: Timeout = 900,
     as_json: Json = False,
 ) -> None:
-    """Let the alias name a release, and wait until the node serves it."""
+    """Let the alias name a release, its canary or another, and wait until the node serves it. The trial of a canary ends."""
     store, settings = Store(StoreSettings.load()), CommandSettings.load()
-    _move(store, settings, store.release(model, release), store.alias(model), wait, timeout, as_json)
+    wanted = Alias.of(store.release(model, release), settings.by)
+    _move(store, settings, model, wanted, store.alias(model), Waiting(wait, timeout, as_json))
 
 
 def rollback(model: Model, wait: Wait = True, timeout: Timeout = 900, as_json: Json = False) -> None:
-    """Let the alias name what it named before, and wait until the node serves it."""
+    """End the canary if there is one; else let the alias name what it named before. Wait until the node serves it."""
     store, settings = Store(StoreSettings.load()), CommandSettings.load()
     entries = store.alias_history(model)
     if not entries:
         raise ModelNotFound(f"model {model}: never was served; publish it with `make seed MODEL={model}`")
-    now = entries[0]
-    before = next((entry.alias for entry in entries[1:] if entry.alias and not _same(entry.alias, now.alias)), None)
+    now = entries[0].alias
+    if now is not None and now.canary is not None:
+        _move(store, settings, model, _alone(now, settings), store.alias(model), Waiting(wait, timeout, as_json))
+        return
+    before = next((entry.alias for entry in entries[1:] if entry.alias and not entry.alias.same_as(now)), None)
     if before is None:
-        served = now.alias.release if now.alias else "nothing"
+        served = now.release if now else "nothing"
         raise ModelNotFound(f"model {model}: there is nothing to go back to; it never served anything but {served}")
     release = store.release(model, before.release, version_id=before.manifest_version, digest=before.digest)
-    _move(store, settings, release, store.alias(model), wait, timeout, as_json)
+    _move(store, settings, model, Alias.of(release, settings.by), store.alias(model), Waiting(wait, timeout, as_json))
 
 
-def _same(one: Alias, other: Alias | None) -> bool:
-    return other is not None and (one.release, one.digest) == (other.release, other.digest)
+def canary(
+    model: Model,
+    release: Annotated[str, typer.Argument(help="The release to try, such as v3; not needed to end a trial.")] = "",
+    percent: Annotated[int, typer.Option(help="How many of 100 requests it answers; 0 ends the trial.")] = 10,
+    wait: Wait = True,
+    timeout: Timeout = 900,
+    as_json: Json = False,
+) -> None:
+    """Let a release answer a share of the requests beside the one that is served; promote or rollback ends it."""
+    store, settings = Store(StoreSettings.load()), CommandSettings.load()
+    seen = store.alias(model)
+    if seen is None or seen.alias is None:
+        raise ModelNotFound(
+            f"model {model}: required a release that is served, to try another beside it; found none: make promote first"
+        )
+    if not 0 <= percent <= 99:
+        raise SettingsError(f"PERCENT: required 0 to 99, found {percent}; make promote gives a release all requests")
+    if percent == 0:
+        wanted = _alone(seen.alias, settings)
+    elif not release:
+        raise SettingsError("RELEASE: required the release to try, such as v3, found none; make models lists them")
+    else:
+        tried = Canary.of(store.release(model, release), percent)
+        if tried.same_as(seen.alias):
+            raise SettingsError(f"RELEASE: required another release than the one that is served, found {release}")
+        wanted = seen.alias.model_copy(update={"canary": tried, "by": settings.by})
+    _move(store, settings, model, wanted, seen, Waiting(wait, timeout, as_json))
+
+
+def _alone(alias: Alias, settings: CommandSettings) -> Alias:
+    """The same release with no canary beside it."""
+    return alias.model_copy(update={"canary": None, "by": settings.by})
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Whether to wait for the node, for how many seconds at most, and whether a machine reads what comes of it."""
+
+    wait: bool
+    timeout: float
+    as_json: bool
 
 
 def _move(
-    store: Store,
-    settings: CommandSettings,
-    release: Release,
-    seen: AliasVersion | None,
-    wait: bool,
-    timeout: float,
-    as_json: bool,
+    store: Store, settings: CommandSettings, model: str, wanted: Alias, seen: AliasVersion | None, waiting: Waiting
 ) -> None:
-    model, wanted = release.model, Alias.of(release, settings.by)
-    before = seen.alias.release if seen and seen.alias else None
-    moved = not (seen and seen.alias and _same(wanted, seen.alias))
+    """Write the alias if it says something else, tell the node, and wait for it."""
+    before = seen.alias if seen else None
+    moved = before is None or not (wanted.same_as(before) and wanted.canary == before.canary)
+    door = Door(settings)
     if moved:
-        try:
-            store.put_alias(model, wanted, seen)
-        except Conflict:
-            now = store.alias(model)
-            other = (
-                f"{now.alias.by or 'somebody'} moved it to {now.alias.release}"
-                if now and now.alias
-                else "somebody removed it"
-            )
-            raise Conflict(
-                f"alias of {model}: {other} at the same time; look at make history MODEL={model}, and try again"
-            ) from None
+        _write(store, model, wanted, seen)
+        door.refresh()
+    tried = {"release": wanted.canary.release, "percent": wanted.canary.percent} if wanted.canary else None
     result: dict[str, Any] = {
         "model": model,
-        "before": before,
-        "release": release.name,
+        "before": before.release if before else None,
+        "release": wanted.release,
+        "canary": tried,
         "moved": moved,
         "by": settings.by,
     }
-    if not as_json:
-        what = f"{before or 'nothing'} → {release.name}" if moved else f"{release.name} is what it names already"
-        output.say(Text.assemble((model, "bold"), f"  {what}"))
-    if wait:
-        result |= _await(settings, model, release.name, timeout, as_json)
-    if as_json:
+    if not waiting.as_json:
+        output.say(Text.assemble((model, "bold"), f"  {_said(before, wanted) if moved else _already(wanted)}"))
+    if waiting.wait:
+        result |= _await(door, model, wanted, waiting)
+    if waiting.as_json:
         output.data(result)
 
 
-def _await(settings: CommandSettings, model: str, release: str, timeout: float, quiet: bool) -> dict[str, Any]:
+def _write(store: Store, model: str, wanted: Alias, seen: AliasVersion | None) -> None:
     try:
-        door = Door(settings)
-        with output.waiting("" if quiet else f"{release} …") as tell:
-            served = door.wait(model, release, lambda entry: tell(doing(entry)), timeout)
+        store.put_alias(model, wanted, seen)
+    except Conflict:
+        now = store.alias(model)
+        other = (
+            f"{now.alias.by or 'somebody'} moved it to {now.alias.release}"
+            if now and now.alias
+            else "somebody removed it"
+        )
+        raise Conflict(
+            f"alias of {model}: {other} at the same time; look at make history MODEL={model}, and try again"
+        ) from None
+
+
+def _said(before: Alias | None, wanted: Alias) -> str:
+    """What the write changed: v1 → v2; v1, canary v2 10 %; v1, canary v2 ended."""
+    ended = before.canary if before else None
+    moved = (
+        wanted.release
+        if before and wanted.same_as(before)
+        else f"{before.release if before else 'nothing'} → {wanted.release}"
+    )
+    if wanted.canary is not None:
+        return f"{moved}, canary {wanted.canary.release} {wanted.canary.percent} %"
+    if ended is None or ended.same_as(wanted):
+        return moved
+    return f"{moved}, canary {ended.release} ended"
+
+
+def _already(wanted: Alias) -> str:
+    tried = f" with canary {wanted.canary.release} {wanted.canary.percent} %" if wanted.canary else ""
+    return f"{wanted.release}{tried} is what it names already"
+
+
+def _await(door: Door, model: str, wanted: Alias, waiting: Waiting) -> dict[str, Any]:
+    tried = wanted.canary
+    wish = Wish(wanted.release, tried.release, tried.percent) if tried else Wish(wanted.release)
+    try:
+        with output.waiting("" if waiting.as_json else f"{wish.canary or wish.release} …") as tell:
+            seconds = door.wait(model, wish, lambda entry: tell(doing(entry)), waiting.timeout)
     except AgentUnavailable as error:
         output.warn(f"the alias is moved, but {error}")
         return {"served": False}
-    if not quiet:
-        output.say(Text.assemble(("✓ ", "green"), f"{release} is served, after {output.seconds(served.seconds)}"))
-    return {"served": True, "seconds": round(served.seconds, 3)}
+    if not waiting.as_json:
+        what = f"{tried.release} answers {tried.percent} of 100 requests" if tried else f"{wanted.release} is served"
+        output.say(Text.assemble(("✓ ", "green"), f"{what}, after {output.seconds(seconds)}"))
+    return {"served": True, "seconds": round(seconds, 3)}
 
 
 def doing(entry: dict[str, Any]) -> str:
@@ -233,4 +305,4 @@ def doing(entry: dict[str, Any]) -> str:
         return (
             f"fetching {share} % of {output.size(progress['total'])}, {output.size(progress.get('rate') or 0)}/s{eta}"
         )
-    return str(entry.get("state", "waiting for the agent"))
+    return str(entry.get("state") or entry.get("step") or "waiting for the agent")

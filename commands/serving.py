@@ -30,14 +30,32 @@ def status(as_json: Json = False) -> None:
     if not models:
         output.say("No model is served. Publish one: make seed MODEL=falcon-tiny")
         return
-    rows: list[list[Cell]] = [_row(name, entry) for name, entry in sorted(models.items())]
-    columns = ["model", "state", "serving", "task", "workers", "inflight", "start", "now"]
+    rows: list[list[Cell]] = []
+    for name, entry in sorted(models.items()):
+        rows += [_row(name, entry), *_trial(entry.get("canary"))]
+    columns = [
+        "model",
+        "state",
+        "serving",
+        "task",
+        "workers",
+        "inflight",
+        "answers",
+        "errors",
+        "p50",
+        "p95",
+        "start",
+        "now",
+    ]
     if not any(str(row[-1]) for row in rows):  # nothing is going on
         columns, rows = columns[:-1], [row[:-1] for row in rows]
-    output.table(columns, rows, right=["workers", "inflight"])
+    output.table(columns, rows, right=["workers", "inflight", "answers", "errors", "p50", "p95"])
     for name, entry in sorted(models.items()):
+        canary = entry.get("canary") or {}
         if entry.get("error"):
             output.fail(f"{name} {entry.get('wanted') or ''}: {describe(entry['error'])}")
+        if canary.get("error"):
+            output.fail(f"{name} {canary['release']} as canary: {describe(canary['error'])}")
 
 
 def _machine(found: dict[str, Any]) -> Text:
@@ -70,7 +88,26 @@ def _row(name: str, entry: dict[str, Any]) -> list[Cell]:
         shown.append(" stale", style="yellow")
     now = doing(entry) if entry.get("state") in ("starting", "fetching") else ""
     workers, inflight = str(entry.get("workers", "")), str(entry.get("inflight", ""))
-    return [Text(name, style="bold"), shown, release, entry.get("task") or "-", workers, inflight, _phases(entry), now]
+    counts = [workers, inflight, *_answers(entry)]
+    return [Text(name, style="bold"), shown, release, entry.get("task") or "-", *counts, _phases(entry), now]
+
+
+def _trial(canary: dict[str, Any] | None) -> list[list[Cell]]:
+    """The line under a model that has a canary: v2 10 %."""
+    if canary is None:
+        return []
+    state = "serving" if canary.get("serving") else "failed" if canary.get("error") else "starting"
+    release = Text(f"{canary['release']} {canary['percent']} %", style="green" if canary.get("serving") else "cyan")
+    now = doing(canary) if state == "starting" else ""
+    counts = [str(canary.get("workers", "")), str(canary.get("inflight", "")), *_answers(canary)]
+    return [["  canary", output.state(state), release, "", *counts, _phases(canary), now]]
+
+
+def _answers(entry: dict[str, Any]) -> list[str]:
+    """Answers and errors since the release is here, and the latency of the last minutes."""
+    found = entry.get("answers") or {}
+    times = [output.milliseconds(found[name]) if found.get(name) is not None else "-" for name in ("p50_s", "p95_s")]
+    return [str(found.get("requests", "-")), str(found.get("errors", "-")), *times]
 
 
 def _phases(entry: dict[str, Any]) -> str:

@@ -35,7 +35,7 @@ class Pruned:
 def prune(
     store_settings: StoreSettings, settings: SeedSettings, model: str, keep: int, grace: timedelta = GRACE
 ) -> Pruned:
-    """Keep the newest `keep` releases, the one served and the one that a rollback would serve; delete the others.
+    """Keep the newest `keep` releases, the one served, its canary and the one that a rollback would serve; delete the others.
 
     Then delete every object version that no release names, unless a plain listing shows it or it is younger than
     `grace`. Raises ModelNotFound, StoreError.
@@ -61,12 +61,10 @@ def prune(
 
 
 def _pointed_at(history: list[AliasVersion]) -> list[str]:
-    """The release that is served, and the one before it."""
-    pointed: list[str] = []
-    for version in history:
-        if version.alias and version.alias.release not in pointed:
-            pointed.append(version.alias.release)
-    return pointed[:2]
+    """The release that is served, the one before it, and the canary."""
+    pointed = list(dict.fromkeys(version.alias.release for version in history if version.alias))[:2]
+    now = history[0].alias if history else None
+    return [*pointed, now.canary.release] if now and now.canary else pointed
 
 
 def _unnamed(store: Store, model: str, before: datetime) -> list[ObjectVersion]:

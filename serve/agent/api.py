@@ -43,6 +43,7 @@ class Api:
         openai: OpenAiRoutes,
         status: Status,
         reconciler: Reconciler,
+        refresh: Callable[[], None],
         coldstarts: ColdStarts,
         metrics: DoorMetrics,
         tools: Tools,
@@ -52,6 +53,7 @@ class Api:
         self._openai = openai
         self._status = status
         self._reconciler = reconciler
+        self._refresh = refresh
         self._coldstarts = coldstarts
         self._metrics = metrics
         self._tools = tools
@@ -60,6 +62,7 @@ class Api:
             ("GET", "metrics"): self._get_metrics,
             ("GET", "mar"): self._get_mar,
             ("POST", "retry"): self._post_retry,
+            ("POST", "refresh"): self._post_refresh,
             ("POST", "coldstart"): self._post_coldstart,
         }
 
@@ -96,7 +99,7 @@ class Api:
             404,
             "no_such_path",
             f"{request.path[:100]}: required POST /predictions/<model>, GET /healthz, /status, /metrics or /mar/<model>, "
-            "POST /retry/<model> or /coldstart, or OpenAI's routes under /v1",
+            "POST /retry/<model>, /refresh or /coldstart, or OpenAI's routes under /v1",
         )
 
     def _healthz(self) -> web.Response:
@@ -120,6 +123,11 @@ class Api:
     async def _post_retry(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
         self._reconciler.retry(_model(rest))
         return _json({"status": "retrying"}, 202)
+
+    async def _post_refresh(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
+        """An alias moved: look now, not at the next poll."""
+        self._refresh()
+        return _json({"status": "looking"}, 202)
 
     async def _get_mar(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
         model, name = _model(rest), request.query.get("release")

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -28,6 +29,7 @@ from serve.agent.metrics import DoorMetrics
 from serve.agent.openai.routes import OpenAiRoutes
 from serve.agent.reconciler import Reconciler
 from serve.agent.rollout import Tools
+from serve.agent.room import free_memory
 from serve.agent.routing import RoutingTable
 from serve.agent.settings import AgentSettings, python
 from serve.agent.status import Status
@@ -74,7 +76,10 @@ async def run(settings: AgentSettings) -> None:
         async def warm(release_folder: Path, task: str) -> None:
             await zygote.warm(imports_of(release_folder, task))
 
-        tools = Tools(settings, Store(StoreSettings.load()), cache, memory, management, session, warm)
+        tools = Tools(
+            settings, Store(StoreSettings.load()), cache, memory, management, session, warm,
+            partial(free_memory, device.kind == "cuda"),
+        )  # fmt: skip
         table = RoutingTable(settings.max_inflight, settings.hold_seconds)
         metrics = DoorMetrics(table)
         desired = DesiredState(
@@ -88,7 +93,8 @@ async def run(settings: AgentSettings) -> None:
         door = Door(table, upstream, metrics, settings.client_seconds)
         api = Api(
             KeyCheck(settings.key()), door, OpenAiRoutes(door, table),
-            Status(table, desired, reconciler, torchserve, zygote, device), reconciler, ColdStarts(tools), metrics, tools,
+            Status(table, desired, reconciler, torchserve, zygote, device), reconciler, desired.refresh, ColdStarts(tools), metrics,
+            tools,
         )  # fmt: skip
         stack.push_async_callback(zygote.stop)
         await zygote.start(environment)

@@ -1,4 +1,4 @@
-"""One model, kept as the alias says. The states that `/status` shows:
+"""One model, kept as the alias says: the release that it names, and beside it the canary, if it names one. The states in `/status`:
 
     stopped   no alias, or TorchServe is away: nothing serves
     fetching  a rollout is bringing the release into the cache      (an old release may be serving all the while)
@@ -10,9 +10,13 @@ What is done is decided from what is wanted and what serves, every time somethin
 end, TorchServe's return, `retry`), so that any of it may be repeated or cut off:
 
     wanted nothing                       → drain what serves, unregister it
+    wanted = canary, workers live        → one assignment: the canary becomes the current one
     wanted = serving, workers live       → nothing
     wanted was refused, not yet to retry → nothing; if nothing serves, roll out what this node served last
     else                                 → roll out; a change meanwhile cancels the rollout
+
+and then, where a release serves, the same for its canary, which takes nothing from it but its share of the requests: a canary
+that is refused or lost leaves everything to the current one.
 
 A refusal stands until the alias or the node's file changes or somebody asks to retry. Only what may heal by itself is tried again
 unasked, with a pause that doubles: the store away, a full disk, a machine too busy to load in time, workers of a release that
@@ -23,53 +27,24 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Callable
 
 from serve.agent.desired import Wanted
-from serve.agent.health import Health
-from serve.agent.management import TorchServeAway
+from serve.agent.lane import Lane, Served
+from serve.agent.management import ManagementError, TorchServeAway
 from serve.agent.metrics import DoorMetrics
-from serve.agent.rollout import Rollout, StartTooSlow, Step, Tools
+from serve.agent.rollout import Rollout, Step, Tools
 from serve.agent.routing import Route, Target
-from weightless.errors import AccessDenied, FetchFailed, NotEnoughDisk, StoreUnavailable, WeightlessError
+from weightless.errors import WeightlessError
 from weightless.release import Alias, Release
 
 log = logging.getLogger(__name__)
 
-_RETRY_CAP_S: dict[type[WeightlessError], float] = {
-    StoreUnavailable: 4.0,
-    FetchFailed: 4.0,
-    TorchServeAway: 4.0,
-    AccessDenied: 30.0,
-    NotEnoughDisk: 60.0,
-    StartTooSlow: 300.0,
-}
-_RECOVERY_CAP_S = 60.0
 _MAX_RETIRING = 2  # old versions draining at once; a third rollout waits, or memory would fill with releases
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """Why a wanted release does not serve. `retry_at` (monotonic seconds) None: not before something changes."""
-
-    key: str
-    release: str | None
-    kind: str
-    message: str
-    since: datetime
-    attempts: int
-    retry_at: float | None
-
-
-@dataclass(frozen=True)
-class Served:
-    """What a version was rolled out from."""
-
-    target: Target
-    wanted: Wanted
-    release: Release
+class CanaryRefused(WeightlessError):
+    """A model that does not fit twice cannot have a canary."""
 
 
 class Controller:
@@ -78,23 +53,17 @@ class Controller:
     def __init__(self, model: str, tools: Tools, route: Route, slots: asyncio.Semaphore, metrics: DoorMetrics) -> None:
         self.model = model
         self.route = route
-        self.refusal: Refusal | None = None
-        self.since = datetime.now(UTC)
-        self.phases: dict[str, Any] | None = None
-        self.rollout: Rollout | None = None
-        self.health: Health | None = None
+        self.current = Lane()
+        self.canary = Lane()
         self._tools = tools
         self._slots = slots
         self._metrics = metrics
         self._wanted: Wanted | None = None
-        self._served: Served | None = None
-        self._last_good: Served | None = None
         self._up = False
-        self._lost: str | None = None
+        self._life = 0  # TorchServe's: what was registered in another is gone
         self._fell_back_from: str | None = None  # the key of the refused thing
         self._versions: dict[str, int] = {}
         self._wake = asyncio.Event()
-        self._watch: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
     # ---- what others tell it
@@ -106,9 +75,12 @@ class Controller:
     def torchserve(self, up: bool) -> None:
         """TorchServe came up with nothing registered, or went away and everything with it."""
         self._up = up
-        if self._served is not None:
-            self._served.target.cut_off("TorchServe is starting again")
-        self._forget_served("TorchServe is starting")
+        self._life += 1
+        for target in self.route.targets:
+            target.cut_off("TorchServe is starting again")
+        self.canary.forget()
+        self.current.forget()
+        self.route.current, self.route.canary, self.route.why = None, None, "TorchServe is starting"
         for task in self._retiring:
             task.cancel()
         self._versions.clear()
@@ -117,7 +89,8 @@ class Controller:
 
     def retry(self) -> None:
         """Try again what was refused."""
-        self.refusal = None
+        self.current.refusal = self.canary.refusal = None
+        self._fell_back_from = None
         self._wake.set()
 
     # ---- what it says
@@ -128,11 +101,12 @@ class Controller:
 
     @property
     def state(self) -> str:
-        if self.rollout is not None:
-            return "fetching" if self.rollout.step in (Step.RESOLVE, Step.FETCH) else "starting"
+        rollout = self.current.rollout
+        if rollout is not None:
+            return "fetching" if rollout.step in (Step.RESOLVE, Step.FETCH) else "starting"
         if self.route.answering is not None:
             return "serving"
-        if self.refusal is not None:
+        if self.current.refusal is not None:
             return "failed"
         return "starting" if self._wanted is not None and self._up else "stopped"
 
@@ -145,170 +119,225 @@ class Controller:
                 self._wake.clear()
                 try:
                     await self._decide()
-                except WeightlessError as error:  # what no step expected: say it, and look again in a while
+                except Exception as error:  # what no step expected: say it, and look again in a while
                     log.exception("model %s", self.model)
-                    self._refuse(self._wanted, error, recovering=True)
+                    self._refuse(self.current, self._wanted, _ours(error), recovering=True)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), self._pause())
         finally:
-            self._stop_watching()
+            self.current.stop_watching()
+            self.canary.stop_watching()
             for task in self._retiring:
                 task.cancel()
 
     def _pause(self) -> float | None:
-        at = self.refusal.retry_at if self.refusal is not None else None
-        return None if at is None else max(at - time.monotonic(), 0.05)
+        """Seconds until a refusal may be tried again, None if none is."""
+        times = [lane.refusal.retry_at for lane in (self.current, self.canary) if lane.refusal is not None]
+        due = [at for at in times if at is not None]
+        return max(min(due) - time.monotonic(), 0.05) if due else None
 
     async def _decide(self) -> None:
-        wanted, served = self._wanted, self._served
+        wanted = self._wanted
         if not self._up:
             return
         if wanted is None:
-            self.refusal = None
+            self.current.refusal = self.canary.refusal = None
+            self._end_canary()
             await self._take_out("its alias was removed")
             return
-        if served is not None and served.wanted.key == wanted.key and self._lost is None:
-            self.refusal = None
-            return
-        if self.refusal is not None and self.refusal.key == wanted.key and not self._due(self.refusal):
+        if self.canary.serves(wanted):
+            await self._promote_canary(wanted)
+        elif not self._may_stay(wanted):
+            self._end_canary()
+        await self._settle_current(wanted)
+        if not self._wake.is_set() and wanted.canary is not None and self.route.current is not None:
+            await self._settle_canary(wanted.canary)
+
+    # ---- the release that the alias names
+
+    async def _settle_current(self, wanted: Wanted) -> None:
+        lane = self.current
+        if lane.serves(wanted):
+            lane.refusal = None
+        elif lane.refused(wanted):
             await self._fall_back(wanted)
+        else:
+            known = lane.known(wanted)
+            error = await self._roll_out(lane, wanted, known, lambda: self._still(wanted))
+            if error is not None:
+                self._refuse(lane, wanted, error, recovering=known is not None)
+                self._wake.set()  # decide anew: what to fall back to, or when to retry
+            elif lane.serves(wanted):
+                lane.refusal = None
+
+    async def _fall_back(self, wanted: Wanted) -> None:
+        """With nothing serving, bring back what served before the refused release: since the start, or on this node at all.
+
+        Once: if that fails too, it is not tried again and again.
+        """
+        if self.route.current is not None or self._fell_back_from == wanted.key:
             return
-        good = self._last_good
-        known = good.release if good is not None and good.wanted.key == wanted.key else None
-        await self._roll_out(wanted, known, recovering=known is not None)
+        last = self.current.good
+        good = last.release if last else await asyncio.to_thread(self._tools.memory.recall, self.model)
+        if good is None or good.manifest_version is None or (wanted.alias and good.digest == wanted.alias.digest):
+            return
+        log.info("model %s: falling back to %s", self.model, good.name)
+        before = Wanted(self.model, Alias.of(good), last.wanted.node if last else wanted.node)
+        refusal = self.current.refusal
+        error = await self._roll_out(
+            self.current, before, good, lambda: self._still(wanted) and self.current.refusal is refusal
+        )
+        if error is not None:
+            log.error("model %s: %s did not come back either: %s", self.model, good.name, error)
+            self._fell_back_from = wanted.key
 
-    @staticmethod
-    def _due(refusal: Refusal) -> bool:
-        return refusal.retry_at is not None and time.monotonic() >= refusal.retry_at
+    def _still(self, wanted: Wanted) -> bool:
+        return self._wanted is not None and self._wanted.key == wanted.key
 
-    async def _roll_out(self, wanted: Wanted, known: Release | None, recovering: bool) -> None:
-        """Roll out, unless something changes meanwhile; then the loop decides anew."""
+    # ---- its canary
+
+    def _may_stay(self, wanted: Wanted) -> bool:
+        """Whether the canary that serves, if one does, is of the release that should be tried. What cannot be read ends nothing."""
+        served, tried = self.canary.served, wanted.canary
+        if wanted.alias is None:
+            return True
+        if tried is None or tried.alias is None:
+            return served is None and self.canary.refusal is None
+        return served is None or (tried.alias.same_as(served.wanted.alias) and wanted.node.rollout != "recreate")
+
+    async def _settle_canary(self, tried: Wanted) -> None:
+        lane = self.canary
+        self._share()
+        if lane.serves(tried) or lane.refused(tried):
+            return
+        if tried.node.rollout == "recreate":
+            refused = CanaryRefused(
+                f"model {self.model}: a canary runs beside the release that serves, and this node says rollout: recreate, "
+                "for a model that does not fit twice; end the canary with PERCENT=0, and promote"
+            )
+            self._refuse(lane, tried, refused, recovering=False)
+            return
+        current, known = self.current.served, lane.known(tried)
+
+        def still() -> bool:
+            wanted = self._wanted
+            same = wanted is not None and wanted.canary is not None and wanted.canary.key == tried.key
+            return same and self.current.served is current and self.current.lost is None
+
+        error = await self._roll_out(lane, tried, known, still)
+        if error is not None:
+            self._refuse(lane, tried, error, recovering=known is not None)
+        elif lane.serves(tried):
+            lane.refusal = None
+
+    def _share(self) -> None:
+        """Give the canary the share that is wanted now."""
+        self.route.percent = self._wanted.percent if self._wanted is not None else 0
+
+    async def _promote_canary(self, wanted: Wanted) -> None:
+        """The canary is what is wanted now: no start, no smoke test, it has answered clients."""
+        old, promoted = self.current.forget(), self.canary
+        assert promoted.served is not None
+        self.route.current, self.route.canary = promoted.served.target, None
+        self.current, self.canary = promoted, Lane()
+        self._retire_later(old)
+        log.info("model %s: the canary %s serves alone", self.model, promoted.served.target.release)
+        await asyncio.to_thread(self._tools.memory.remember, promoted.served.release)
+
+    def _end_canary(self) -> None:
+        self.route.canary = None
+        ended, self.canary = self.canary.forget(), Lane()
+        self._retire_later(ended)
+
+    # ---- a rollout
+
+    async def _roll_out(
+        self, lane: Lane, wanted: Wanted, known: Release | None, still: Callable[[], bool]
+    ) -> WeightlessError | None:
+        """Roll out into a lane, unless it is not wanted `still`; then the loop decides anew. Returns why it was refused."""
         while len(self._retiring) >= _MAX_RETIRING:
             await asyncio.wait(self._retiring, return_when=asyncio.FIRST_COMPLETED)
-        name = wanted.alias.release if wanted.alias else "?"
-        rollout = Rollout(self._tools, wanted, self.route, self._next_version(name), self._retire, known)
+        version, life = self._next_version(wanted.alias.release if wanted.alias else "?"), self._life
+
+        def switch(target: Target) -> None:
+            if life != self._life:  # registered with a TorchServe that is gone
+                raise TorchServeAway(f"{self.model} {version}: TorchServe ended meanwhile")
+            if lane is self.canary:
+                self.route.canary = target
+                self._share()
+            else:
+                self.route.current = target
+
+        rollout = Rollout(self._tools, wanted, self.route, version, self._retire, switch, known)
         async with self._slots:
-            self.rollout = rollout
+            lane.rollout = rollout
             work = asyncio.create_task(rollout.run())
             try:
-                if not await self._undisturbed(work, wanted):
+                if not await self._undisturbed(work, lambda: still() and life == self._life) or life != self._life:
                     self._metrics.rollout(self.model, "superseded")
-                    return
-                await self._took_over(rollout, work.result())
-            except WeightlessError as error:
+                else:
+                    await self._took_over(lane, rollout, work.result())
+                return None
+            except Exception as error:
                 self._metrics.rollout(self.model, "refused")
-                self._refuse(wanted, error, recovering)
-                self._wake.set()  # decide anew: what to fall back to, or when to retry
+                return _ours(error)
             finally:
-                self.rollout = None
+                lane.rollout = None
                 work.cancel()
-                if self.route.current is None and self._served is not None:
-                    self._forget_served("its release was taken away for another, which did not come up")
+                if (
+                    self.route.current is None and self.current.served is not None
+                ):  # taken away for what did not come up
+                    self.current.forget()
 
-    async def _undisturbed(self, work: asyncio.Task[Target], wanted: Wanted) -> bool:
-        """Wait for the rollout; False, and cancelled, as soon as another thing is wanted or TorchServe went away."""
+    async def _undisturbed(self, work: asyncio.Task[Target], still: Callable[[], bool]) -> bool:
+        """Wait for the rollout; False, and cancelled, as soon as it is not wanted `still`. What woke us is decided on after."""
+        awake = False
         while not work.done():
             woken = asyncio.create_task(self._wake.wait())
             await asyncio.wait({work, woken}, return_when=asyncio.FIRST_COMPLETED)
             woken.cancel()
+            awake = awake or self._wake.is_set()
             self._wake.clear()
-            other = self._wanted is None or self._wanted.key != wanted.key
-            if (other or not self._up) and not work.done():
+            if not still() and not work.done():
                 work.cancel()
                 await asyncio.wait({work})
-                self._wake.set()
-                return work.done() and not work.cancelled() and work.exception() is None
-        return True
+        if awake:
+            self._wake.set()
+        return not work.cancelled() and (work.exception() is None or still())
 
-    async def _took_over(self, rollout: Rollout, target: Target) -> None:
+    async def _took_over(self, lane: Lane, rollout: Rollout, target: Target) -> None:
         assert rollout.release is not None
-        old = self._served.target if self._served is not None else None
-        was_lost, self._lost = self._lost is not None, None
-        self._served = self._last_good = Served(target, rollout.wanted, rollout.release)
-        self.refusal, self.since = None, datetime.now(UTC)
-        self.phases = await asyncio.to_thread(rollout.phases)
-        await asyncio.to_thread(self._tools.memory.remember, rollout.release)
+        old = lane.served.target if lane.served is not None else None
+        lane.took_over(Served(target, rollout.wanted, rollout.release))
+        lane.watch(self._tools.management, self._wake.set)
+        self._retire_later(old)
         self._metrics.rollout(self.model, "serving")
         log.info("model %s: %s serves (version %s)", self.model, target.release, target.version)
-        self._stop_watching()
-        node = rollout.wanted.node
-        self.health = Health(target, node.workers, node.startup_timeout_s)
-        self._watch = asyncio.create_task(self._watch_over(self.health))
-        if old is not None and old is not target:
-            if was_lost:
-                old.cut_off("its worker died")
-            self._retire_later(old)
+        lane.phases = await asyncio.to_thread(rollout.phases)
+        if lane is self.current:
+            await asyncio.to_thread(self._tools.memory.remember, rollout.release)
 
-    # ---- failure
-
-    def _refuse(self, wanted: Wanted | None, error: WeightlessError, recovering: bool) -> None:
-        key = wanted.key if wanted else ""
-        before = self.refusal if self.refusal is not None and self.refusal.key == key else None
-        attempts = before.attempts + 1 if before else 1
-        cap = next((cap for kind, cap in _RETRY_CAP_S.items() if isinstance(error, kind)), None)
-        cap = _RECOVERY_CAP_S if cap is None and recovering else cap
-        self.refusal = Refusal(
-            key=key,
-            release=wanted.alias.release if wanted and wanted.alias else None,
-            kind=type(error).__name__,
-            message=str(error),
-            since=before.since if before else datetime.now(UTC),
-            attempts=attempts,
-            retry_at=None if cap is None else time.monotonic() + min(2.0 ** (attempts - 1), cap),
-        )
-        if self.route.current is None:
+    def _refuse(self, lane: Lane, wanted: Wanted | None, error: WeightlessError, recovering: bool) -> None:
+        lane.refuse(wanted, error, recovering)
+        if lane is self.current and self.route.current is None:
             self.route.why = str(error)
-        log.error("model %s: %s refused: %s", self.model, self.refusal.release, error)
-
-    async def _fall_back(self, wanted: Wanted) -> None:
-        """With nothing serving, bring back what served before the refused release: since the start, or on this node at all."""
-        if self.route.current is not None:
-            return
-        if self._fell_back_from == wanted.key:
-            return  # once: if that fails too, it is not tried again and again
-        self._fell_back_from = wanted.key
-        good = (
-            self._last_good.release
-            if self._last_good
-            else await asyncio.to_thread(self._tools.memory.recall, self.model)
+        release = wanted.alias.release if wanted and wanted.alias else None
+        log.error(
+            "model %s: %s%s refused: %s", self.model, release, "" if lane is self.current else " as canary", error
         )
-        alias = wanted.alias
-        if good is None or good.manifest_version is None or (alias and good.digest == alias.digest):
-            return
-        refusal = self.refusal
-        node = self._last_good.wanted.node if self._last_good else wanted.node
-        log.info("model %s: falling back to %s", self.model, good.name)
-        await self._roll_out(Wanted(self.model, Alias.of(good), node), good, recovering=False)
-        self.refusal = refusal
-
-    async def _watch_over(self, health: Health) -> None:
-        self._lost = await health.watch(self._tools.management)
-        log.error("model %s: version %s is lost: %s", self.model, health.target.version, self._lost)
-        health.target.cut_off(self._lost)
-        self._wake.set()
 
     # ---- the way out
 
     async def _take_out(self, why: str) -> None:
-        served = self._served
-        if served is None:
-            return
-        self._forget_served(why)
-        await asyncio.to_thread(self._tools.memory.forget, self.model)
-        self._retire_later(served.target)
-
-    def _forget_served(self, why: str) -> None:
-        self._stop_watching()
-        self._served, self._lost, self.health = None, None, None
+        old = self.current.forget()
         self.route.current, self.route.why = None, why
-        self.since = datetime.now(UTC)
+        if old is not None:
+            await asyncio.to_thread(self._tools.memory.forget, self.model)
+            self._retire_later(old)
 
-    def _stop_watching(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
-
-    def _retire_later(self, old: Target) -> None:
+    def _retire_later(self, old: Target | None) -> None:
+        if old is None:
+            return
         task = asyncio.create_task(self._retire(old))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
@@ -324,14 +353,34 @@ class Controller:
             )
             old.cut_off("its release was replaced")
         try:
-            current = self.route.current
-            if current is not None and current is not old:
-                await self._tools.management.set_default(current.model, current.version)  # else the old may not go
-            await self._tools.management.unregister(old.model, old.version)
+            await self._unregister(old)
         except WeightlessError as error:
             log.warning("unregistering %s %s: %s", old.model, old.version, error)
         (self._tools.settings.model_store / f"{old.model}--{old.version}.mar").unlink(missing_ok=True)
 
+    async def _unregister(self, old: Target) -> None:
+        """TorchServe lets its default version go last, so another is made that; where none stays, the others must be gone first."""
+        while True:
+            current = self.route.current
+            if current is not None and current is not old:
+                await self._tools.management.set_default(current.model, current.version)
+            try:
+                await self._tools.management.unregister(old.model, old.version)
+                return
+            except ManagementError:
+                others = self._retiring - {asyncio.current_task()}
+                if not others:
+                    raise
+                await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+
     def _next_version(self, release: str) -> str:
         count = self._versions[release] = self._versions.get(release, 0) + 1
         return release if count == 1 else f"{release}.{count}"
+
+
+def _ours(error: Exception) -> WeightlessError:
+    """An error that no step expected (a full disk under the archive, say), as one that can be shown."""
+    if isinstance(error, WeightlessError):
+        return error
+    log.error("unexpected", exc_info=error)
+    return WeightlessError(f"{type(error).__name__}: {error}; `make logs` has the traceback")

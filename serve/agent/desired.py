@@ -1,10 +1,12 @@
 """What should be served: the aliases in the bucket, and the node's own settings of each model.
 
-One listing every two seconds shows every alias with its ETag; only an alias whose ETag changed is read. With the store away,
-what was wanted last stays wanted; at the agent's start that is what the node served last.
+One listing every two seconds shows every alias with its ETag; only an alias whose ETag changed is read. Who moves an alias may say
+so (`refresh`), and need not wait for the next look. With the store away, what was wanted last stays wanted; at the agent's
+start that is what the node served last.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from weightless.store import Store
 log = logging.getLogger(__name__)
 
 _POLL_TIMEOUT_S = 60.0
+_POINTER = {"release", "digest", "manifest_version"}
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,21 @@ class Wanted:
 
     @property
     def key(self) -> str:
-        """Equal for what needs no rollout between."""
-        alias = self.alias.model_dump_json(exclude={"by"}) if self.alias else self.error
+        """Equal for what needs no rollout between. A canary is another thing: it has a key of its own."""
+        alias = self.alias.model_dump_json(include=_POINTER) if self.alias else self.error
         return f"{alias} {self.node.model_dump_json()}"
+
+    @property
+    def canary(self) -> "Wanted | None":
+        """What the alias says should be tried beside it, as if it were wanted alone."""
+        if self.alias is None or self.alias.canary is None:
+            return None
+        return Wanted(self.model, Alias(**self.alias.canary.model_dump(include=_POINTER)), self.node)
+
+    @property
+    def percent(self) -> int:
+        """The canary's share, 0 where there is none."""
+        return self.alias.canary.percent if self.alias and self.alias.canary else 0
 
 
 class DesiredState:
@@ -60,6 +75,7 @@ class DesiredState:
         self._only = only
         self._poll_s = poll_s
         self._changed = changed
+        self._asked = asyncio.Event()
         self._etags: dict[str, str] = {}
         self._aliases: dict[str, Alias | WeightlessError] = {}
         self._node_files: dict[str, tuple[tuple[int, int] | None, NodeSettings | SettingsError]] = {}
@@ -73,9 +89,14 @@ class DesiredState:
         """Wanted models that nothing serves."""
         return sorted((set(self.wanted) | set(self._only)) - set(serving))
 
+    def refresh(self) -> None:
+        """Look at the store now: somebody says that an alias moved."""
+        self._asked.set()
+
     async def run(self) -> None:
         """Poll until cancelled."""
         while True:
+            self._asked.clear()
             try:
                 await asyncio.wait_for(asyncio.to_thread(self._poll), _POLL_TIMEOUT_S)
                 if self.error is not None:
@@ -84,7 +105,8 @@ class DesiredState:
             except (WeightlessError, TimeoutError) as error:
                 self._poll_failed(error)
             self._publish()
-            await asyncio.sleep(self._poll_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), self._poll_s)
 
     def _poll(self) -> None:
         """Runs in a thread: one listing, and a read of each alias that changed."""
@@ -125,8 +147,7 @@ class DesiredState:
         wanted = {model: self._one(model, alias) for model, alias in self._aliases.items()}
         before, self.wanted = self.wanted, wanted
         for model in sorted(set(before) | set(wanted)):
-            old, new = before.get(model), wanted.get(model)
-            if (old and old.key) != (new and new.key):
+            if before.get(model) != wanted.get(model):
                 self._changed(model)
 
     def _one(self, model: str, alias: Alias | WeightlessError) -> Wanted:

@@ -44,6 +44,7 @@ class Health:
                     found = []  # if it is gone for good, its supervisor says so
                 asked = time.monotonic()
                 if found is None:
+                    self.workers = []
                     return "TorchServe does not know it any more"
                 lost = self.look_at(found, asked)
                 if lost:

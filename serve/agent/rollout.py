@@ -1,17 +1,19 @@
 """One rollout: a release becomes the one that answers, or nothing changes.
 
-    RESOLVE ─► FETCH ─► BUILD ─► (TAKE AWAY) ─► REGISTER ─► WAIT ─► SMOKE ─► SWITCH ─► done
-       └────────┴─────────┴────────────┴────────────┴─────────┴────────┴─► UNDO ─► the error is raised
+    RESOLVE ─► FETCH ─► ROOM ─► BUILD ─► (TAKE AWAY) ─► REGISTER ─► WAIT ─► SMOKE ─► SWITCH ─► done
+       └────────┴────────┴────────┴────────────┴────────────┴─────────┴────────┴─► UNDO ─► the error is raised
 
 RESOLVE    read the manifest that the alias names, checked against its digest; with the store away, the remembered one
-FETCH      bring the release into the node's cache while the old one serves; nothing to do when it is there
+FETCH      bring the release into the node's cache while the old one serves; nothing to do when it is there. Refused before the
+           first byte when it does not fit on the disk beside what is in use
+ROOM       where the old release stays, compare the memory that the new one takes with what is free
 BUILD      write the slim MAR, pinned to release and digest
 TAKE AWAY  only `rollout: recreate`, for a model that does not fit twice: requests are held, the old version is drained and
            unregistered first. When the new one then fails, the reconciler rolls the old one out again
 REGISTER   a new version in TorchServe; no request is routed to it
 WAIT       until all its workers are READY; the first that dies ends the rollout, with the exception it printed
 SMOKE      one prediction to that version, checked
-SWITCH     one assignment in the routing table: requests that come from now on go to the new version
+SWITCH     one assignment in the routing table: requests that come from now on go to the new version, or a canary's share
 UNDO       unregister what was registered, delete the archive
 
 Every step may be cancelled (the alias moved again) and leaves what UNDO removes. The old version is not touched here except by
@@ -37,6 +39,7 @@ from serve.agent.desired import Wanted
 from serve.agent.management import Management, TorchServeAway
 from serve.agent.memory import Memory
 from serve.agent.prefetch import prefetch
+from serve.agent.room import Free, check_room, needed
 from serve.agent.routing import Route, Target
 from serve.agent.settings import AgentSettings
 from serve.agent.smoke import smoke_test
@@ -48,7 +51,8 @@ from weightless.store import Store
 
 log = logging.getLogger(__name__)
 
-_POLL_S = (0.02, 0.25)  # between two looks at a starting worker: the first, and the longest
+_POLL_S = (0.02, 0.25)  # between two looks at a starting worker: the shortest pause, and the longest
+_POLL_SHARE = 0.1  # of the time that passed: what a look that comes late can cost
 _HOLD_DRAIN_S = 30.0
 
 
@@ -63,6 +67,7 @@ class StartTooSlow(StartFailed):
 class Step(StrEnum):
     RESOLVE = "resolve"
     FETCH = "fetch"
+    ROOM = "memory"
     BUILD = "build"
     TAKE_AWAY = "take away"
     REGISTER = "register"
@@ -84,6 +89,7 @@ class Tools:
     warm: Callable[
         [Path, str], Awaitable[None]
     ]  # have the zygote import what the release in a folder needs, for its task
+    free_memory: Callable[[], Free]
 
 
 @dataclass
@@ -95,6 +101,7 @@ class Rollout:
     route: Route
     version: str
     retire: Callable[[Target], Coroutine[Any, Any, None]]
+    switch: Callable[[Target], None]
     known: Release | None = None  # the manifest, where it needs no reading
     step: Step = Step.RESOLVE
     progress: dict[str, Any] | None = None
@@ -120,6 +127,8 @@ class Rollout:
         try:
             self.release = release = await self._timed(Step.RESOLVE, self._resolve())
             await self._timed(Step.FETCH, self._fetch(release))
+            if self.route.current is not None and self.wanted.node.rollout == "blue-green":
+                await self._timed(Step.ROOM, self._room(release))
             await self._timed(Step.BUILD, self._build(release))
             if self.wanted.node.rollout == "recreate" and self.route.current is not None:
                 await self._timed(Step.TAKE_AWAY, self._take_away(self.route.current))
@@ -130,7 +139,8 @@ class Rollout:
             await self._timed(
                 Step.SMOKE, smoke_test(self.tools.session, self.tools.settings.inference_url, target, release)
             )
-            self.step, self.route.current = Step.SWITCH, target
+            self.step = Step.SWITCH
+            self.switch(target)
             return target
         except BaseException:
             await asyncio.shield(self._undo())
@@ -172,6 +182,11 @@ class Rollout:
     def _report(self, progress: dict[str, Any]) -> None:
         self.progress = progress
 
+    async def _room(self, release: Release) -> None:
+        folder, node = self.tools.cache.folder(release), self.wanted.node
+        free = await asyncio.to_thread(self.tools.free_memory)
+        check_room(release, await asyncio.to_thread(needed, folder, node, bool(free.gpus)), free)
+
     async def _build(self, release: Release) -> None:
         slim = SlimArchive(self.wanted.model, self.version, self.wanted.node, release, ledger_dir=self.ledger_dir)
         self.ledger_dir.mkdir(parents=True, exist_ok=True)
@@ -194,8 +209,7 @@ class Rollout:
 
     async def _wait(self, position: int) -> None:
         """Poll until all workers are READY. A worker that was seen and is gone has failed, whatever TorchServe tries next."""
-        node, deadline = self.wanted.node, time.monotonic() + self.wanted.node.startup_timeout_s
-        pause, seen = _POLL_S[0], dict[str, int]()
+        node, began, seen = self.wanted.node, time.monotonic(), dict[str, int]()
         while True:
             workers = await self.tools.management.workers(self.wanted.model, self.version)
             if workers is None:
@@ -205,12 +219,12 @@ class Rollout:
             for worker in workers:
                 if worker.pid > 0 and (not alive(worker.pid) or seen.setdefault(worker.id, worker.pid) != worker.pid):
                     raise StartFailed(self._why(position, f"worker {worker.pid} ended while it loaded"))
-            if time.monotonic() > deadline:
+            passed = time.monotonic() - began
+            if passed > node.startup_timeout_s:
                 raise StartTooSlow(
                     self._why(position, f"required READY within {node.startup_timeout_s} s, found it loading")
                 )
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, _POLL_S[1])
+            await asyncio.sleep(min(max(passed * _POLL_SHARE, _POLL_S[0]), _POLL_S[1]))
 
     def _why(self, position: int, otherwise: str) -> str:
         ledger = read_ledger(self.ledger_dir) or {}

@@ -7,8 +7,9 @@ from serve import __version__
 from serve.agent.controller import Controller
 from serve.agent.desired import DesiredState
 from serve.agent.gpu import Device
+from serve.agent.lane import Lane
 from serve.agent.reconciler import Reconciler
-from serve.agent.routing import RoutingTable
+from serve.agent.routing import RoutingTable, Target
 from serve.agent.torchserve import TorchServe
 from serve.zygote.supervisor import Zygote
 
@@ -46,7 +47,8 @@ class Status:
             return "no alias says which release to serve; `make seed` publishes one, `make promote` points at one"
         current = controller.route.current
         down = current.down if current is not None else None
-        return controller.refusal.message if controller.refusal is not None else down or controller.state
+        refusal = controller.current.refusal
+        return refusal.message if refusal is not None else down or controller.state
 
     def healthz(self) -> dict[str, Any]:
         missing = self.unhealthy()
@@ -78,7 +80,7 @@ class Status:
                 "wanted": None,
                 "error": {"type": "NoAlias", "message": self._why_missing(name)},
             }
-        wanted, current = controller.wanted, controller.route.current
+        wanted, current, lane = controller.wanted, controller.route.current, controller.current
         return {
             "state": controller.state,
             "serving": current.release if current and current.down is None else None,
@@ -87,20 +89,47 @@ class Status:
             "version": current.version if current else None,
             "stale": self._desired.stale,
             "summary": _summary(controller),
-            "error": _error(controller),
-            "since": _iso(controller.since),
-            "step": controller.rollout.step.value if controller.rollout else None,
-            "progress": controller.rollout.progress if controller.rollout else None,
-            "workers": len(controller.health.workers) if controller.health else 0,
+            "error": _error(lane, current),
+            "since": _iso(lane.since),
+            **_rollout(lane),
+            "workers": len(lane.health.workers) if lane.health else 0,
             "task": current.task if current else None,
             "inflight": controller.route.inflight,
-            "phases": controller.phases,
+            "phases": lane.phases,
+            "answers": current.tally.as_dict() if current else None,
+            "canary": _canary(controller),
         }
 
 
-def _error(controller: Controller) -> dict[str, Any] | None:
-    if controller.refusal is not None:
-        refusal = controller.refusal
+def _canary(controller: Controller) -> dict[str, Any] | None:
+    """The release on trial, as far as it came: `serving` None while it takes no requests, and `error` why."""
+    lane, target, wanted = controller.canary, controller.route.canary, controller.wanted
+    tried = wanted.canary if wanted else None
+    if wanted is None or tried is None or tried.alias is None:
+        return None
+    return {
+        "release": tried.alias.release,
+        "percent": wanted.percent,
+        "serving": target.release if target and target.down is None else None,
+        "share": controller.route.percent if target else 0,
+        "version": target.version if target else None,
+        "error": _error(lane, target),
+        **_rollout(lane),
+        "workers": len(lane.health.workers) if lane.health else 0,
+        "inflight": target.inflight if target else 0,
+        "phases": lane.phases,
+        "answers": target.tally.as_dict() if target else None,
+    }
+
+
+def _rollout(lane: Lane) -> dict[str, Any]:
+    rollout = lane.rollout
+    return {"step": rollout.step.value if rollout else None, "progress": rollout.progress if rollout else None}
+
+
+def _error(lane: Lane, target: Target | None) -> dict[str, Any] | None:
+    if lane.refusal is not None:
+        refusal = lane.refusal
         return {
             "type": refusal.kind,
             "message": refusal.message,
@@ -109,15 +138,14 @@ def _error(controller: Controller) -> dict[str, Any] | None:
             "attempts": refusal.attempts,
             "retries": refusal.retry_at is not None,
         }
-    current = controller.route.current
-    if current is not None and current.down is not None:
-        return {"type": "WorkerLost", "message": current.down, "release": current.release, "since": None}
+    if target is not None and target.down is not None:
+        return {"type": "WorkerLost", "message": target.down, "release": target.release, "since": None}
     return None
 
 
 def _summary(controller: Controller) -> str:
     """One line for people: `serving v2; v3 refused: …, since …`."""
-    current, refusal, rollout = controller.route.current, controller.refusal, controller.rollout
+    current, refusal, rollout = controller.route.current, controller.current.refusal, controller.current.rollout
     answering = controller.route.answering
     said = [f"serving {answering.release}" if answering else "serving nothing"]
     if current is not None and current.down is not None:
@@ -128,7 +156,15 @@ def _summary(controller: Controller) -> str:
         said.append(
             f"{refusal.release or 'the wanted release'} refused: {refusal.message}, since {_iso(refusal.since)}"
         )
+    if (canary := _canary(controller)) is not None:
+        said.append(f"canary {canary['release']} {canary['percent']} %: " + _trial(canary))
     return "; ".join(said)
+
+
+def _trial(canary: dict[str, Any]) -> str:
+    if canary["serving"]:
+        return "serving"
+    return str(canary["step"] or (canary["error"] or {}).get("message") or "waiting for the release beside it")
 
 
 def _iso(moment: datetime | None) -> str | None:

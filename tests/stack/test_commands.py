@@ -107,6 +107,58 @@ def test_promote_and_rollback_leave_their_names_in_the_history(
     assert [line.split()[-1] for line in lines] == ["by", "otto@desk", "anna@desk", "tests"]
 
 
+def test_a_canary_is_begun_changed_and_ended_and_the_history_says_so(
+    minio_server: MinioServer, two: tuple[Release, Release]
+) -> None:
+    def said(*words: str) -> str:
+        return run(minio_server, *words, "--no-wait").out
+
+    assert said("canary", "tiny", "v2", "--percent", "10") == "tiny  v1, canary v2 10 %\n"
+    assert said("canary", "tiny", "v2", "--percent", "10") == "tiny  v1 with canary v2 10 % is what it names already\n"
+    assert said("canary", "tiny", "v2", "--percent", "50") == "tiny  v1, canary v2 50 %\n"
+    assert said("rollback", "tiny") == "tiny  v1, canary v2 ended\n"
+    assert said("canary", "tiny", "v2") == "tiny  v1, canary v2 10 %\n"
+    assert said("canary", "tiny", "--percent", "0") == "tiny  v1, canary v2 ended\n"
+    said("canary", "tiny", "v2")
+    assert said("promote", "tiny", "v2") == "tiny  v1 → v2\n"
+    assert said("rollback", "tiny") == "tiny  v2 → v1\n", "what was served before, not what was tried"
+    events = run(minio_server, "history", "tiny", "--json").json
+    tried = [(event["release"], (event["canary"] or {}).get("percent")) for event in events]
+    assert tried == [
+        ("v1", None),
+        ("v2", None),
+        ("v1", 10),
+        ("v1", None),
+        ("v1", 10),
+        ("v1", None),
+        ("v1", 50),
+        ("v1", 10),
+        ("v1", None),
+    ]
+    shown = run(minio_server, "history", "tiny").out.splitlines()
+    assert shown[0].split() == ["when", "serving", "canary", "digest", "by"]
+    assert "v2 50 %" in shown[7]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("tiny", "v2", "--percent", "100"), "PERCENT: required 0 to 99, found 100"),
+        (("tiny", "v1"), "required another release than the one that is served, found v1"),
+        (("tiny",), "RELEASE: required the release to try"),
+        (("tiny", "v7"), "there are v1, v2"),
+        (("nope", "v1"), "required a release that is served"),
+    ],
+)
+def test_a_canary_that_makes_no_sense_is_one_sentence(
+    minio_server: MinioServer, two: tuple[Release, Release], words: tuple[str, ...], says: str
+) -> None:
+    shown = run(minio_server, "canary", *words)
+    assert (shown.status, shown.out) == (1, "")
+    assert says in shown.err
+    assert shown.err.count("\n") == 1
+
+
 def test_there_is_nothing_to_roll_back_to_at_first(minio_server: MinioServer, two: tuple[Release, Release]) -> None:
     shown = run(minio_server, "rollback", "tiny")
     assert (shown.status, shown.out) == (1, "")
@@ -130,6 +182,7 @@ def test_without_an_agent_the_alias_moves_and_that_is_said(
         "model": "tiny",
         "before": "v2",
         "release": "v1",
+        "canary": None,
         "moved": True,
         "by": "anna@desk",
         "served": False,
