@@ -104,6 +104,7 @@ def agent(setup: Setup) -> Program:
         "HANDLER_DIR": setup.values.get("HANDLER_DIR") or str(ROOT / "handler"),
         "BASELINE_INFERENCE_URL": f"http://127.0.0.1:{setup.ports['BASELINE_INFERENCE_PORT']}",
         "BASELINE_MANAGEMENT_URL": f"http://127.0.0.1:{setup.ports['BASELINE_MANAGEMENT_PORT']}",
+        "BASELINE_USAGE_URL": f"http://127.0.0.1:{setup.ports['BASELINE_USAGE_PORT']}",
         "BASELINE_STORE": str(setup.run / "baseline/store"),
     }
     return Program("agent", (PYTHON, "-m", "serve.agent"), env, ready=lambda: models_answer(setup), stop_seconds=30)

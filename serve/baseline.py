@@ -1,19 +1,26 @@
-"""Stock TorchServe for comparison: `python -m serve.baseline`. No agent, no zygote; Java exactly as `torchserve` starts it, but in
-the foreground, so that who stops this process stops the server (the command leaves it behind).
+"""Stock TorchServe for comparison: `python -m serve.baseline`. No agent, no zygote; Java exactly as `torchserve` starts it, but as
+a child that ends with us (the command leaves it behind).
 
 It serves embedded archives out of BASELINE_STORE, where the agent puts them. Nothing here is faster or slower than the stock:
-only the addresses, the folders and the timeouts come from `config/baseline.properties`.
+only the addresses, the folders and the timeouts come from `config/baseline.properties`. GET /usage tells the agent, which may be
+in another container, what Java and its workers take; see serve/agent/usage.py.
 """
 
-import os
+import asyncio
+import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
 
+from aiohttp import web
+
+from serve.agent.children import bound_to_us, stop
 from serve.agent.settings import ROOT, Port, child_environment
 from serve.agent.torchserve import java_command
+from serve.agent.usage import descendants, usage
 from weightless.errors import SettingsError
 from weightless.settings import Settings
+
+_GRACE_S = 15.0
 
 
 class BaselineSettings(Settings):
@@ -23,22 +30,30 @@ class BaselineSettings(Settings):
     baseline_inference_port: Port = 8185
     baseline_management_port: Port = 8186
     baseline_metrics_port: Port = 8187
+    baseline_usage_port: Port = 8188
     baseline_worker_port: Port = 9700
     baseline_store: Path | None = None
     state_dir: Path = Path(".run/baseline")
     config_dir: Path = ROOT / "config"
 
 
-def main() -> NoReturn:
+def main() -> int:
     try:
         settings = BaselineSettings.load()
+        state = settings.state_dir.resolve()
+        store, temp = settings.baseline_store or state / "store", state / "tmp"
+        for folder in (store, temp):
+            folder.mkdir(parents=True, exist_ok=True)
+        properties = settings.config_dir.resolve() / "baseline.properties"
+        command = bound_to_us(java_command([], sys.executable, properties, store, temp))
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    state = settings.state_dir.resolve()
-    store, temp = settings.baseline_store or state / "store", state / "tmp"
-    for folder in (store, temp):
-        folder.mkdir(parents=True, exist_ok=True)
+        return 2
+    return asyncio.run(serve(settings, command, environment_of(settings, state, temp), state))
+
+
+def environment_of(settings: BaselineSettings, state: Path, temp: Path) -> dict[str, str]:
+    """What Java and its workers are told. Without PYTHONPATH: a worker must find its handler in its archive alone."""
     environment = child_environment(
         {
             "TEMP": str(temp),
@@ -53,15 +68,37 @@ def main() -> NoReturn:
         }
     )
     environment.pop("PYTHONPATH", None)
-    properties = settings.config_dir.resolve() / "baseline.properties"
-    try:
-        command = java_command([], sys.executable, properties, store, temp)
-    except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    os.chdir(state)
-    os.execve(command[0], command, environment)  # noqa: S606  it must be the process that is stopped
+    return environment
+
+
+async def serve(settings: BaselineSettings, command: list[str], environment: dict[str, str], state: Path) -> int:
+    """Until Java ends or we are told to; Java's exit status."""
+    java = await asyncio.create_subprocess_exec(*command, env=environment, cwd=state)
+    loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+
+    async def tell(request: web.Request) -> web.Response:
+        ours = descendants(java.pid)  # nobody is told of other processes
+        workers = [
+            pid for word in request.query.get("workers", "").split(",") if word.isdigit() and (pid := int(word)) in ours
+        ]
+        found = await asyncio.to_thread(usage, java.pid, workers, request.query.get("disk") == "1")
+        return web.json_response(found.as_dict())
+
+    app = web.Application()
+    app.router.add_get("/usage", tell)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, settings.baseline_host, settings.baseline_usage_port).start()
+    ended = asyncio.create_task(java.wait())
+    await asyncio.wait({ended, asyncio.create_task(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    await runner.cleanup()
+    if not ended.done():
+        await stop(java, _GRACE_S)
+        return 0
+    return java.returncode or 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -64,6 +64,8 @@ class Api:
             ("POST", "retry"): self._post_retry,
             ("POST", "refresh"): self._post_refresh,
             ("POST", "coldstart"): self._post_coldstart,
+            ("GET", "coldstart"): self._get_coldstart,
+            **{(method, "baseline"): self._baseline for method in ("PUT", "POST", "DELETE")},
         }
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -164,6 +166,12 @@ class Api:
         except ValueError as error:
             raise ApiError(400, "invalid_json", f"required a JSON object in the body, found: {error}") from None
         return _json(await self._coldstarts.run(Order.of(body)))
+
+    async def _get_coldstart(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
+        return _json(await self._coldstarts.progress())
+
+    async def _baseline(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
+        return await self._coldstarts.held.answer(request.method, _model(rest), await request.read())
 
 
 def _worded(parts: list[str], error: ApiError) -> web.Response:

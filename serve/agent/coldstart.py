@@ -1,8 +1,9 @@
 """Starts a model on purpose, to measure it: `POST /coldstart`. One at a time, next to what is served, and taken away again.
 
-slim: registered here under the name `<model>--coldstart`, a name that no model can have, with a cache of its own that is empty
-(cold) or with the node's cache made complete before (warm). The embedded forms: registered with the baseline's TorchServe.
-A start runs from the registration to READY (`ready_s`) and to the answer with the first token of the prompt (`first_s`).
+What is started is registered under the name `<model>--coldstart`, a name that no model can have. The slim form: on this node, with
+a cache of its own that is empty (cold) or with the node's cache made complete before (warm). The embedded forms: on the stock
+baseline, or on this node as well, where their workers are forked by the zygote as the slim form's are. `worker`: one more worker
+beside the first. A start runs from the trigger to READY (`ready_s`) and to the answer with the prompt's first token (`first_s`).
 """
 
 import asyncio
@@ -11,29 +12,33 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 from serve.agent.archive import SlimArchive, build_slim
-from serve.agent.children import alive
-from serve.agent.embedded import FORMS, Baseline, build_embedded
+from serve.agent.embedded import FORMS, Baseline, Forms, written
 from serve.agent.errors import ApiError, invalid
-from serve.agent.management import Management
-from serve.agent.prefetch import prefetch
+from serve.agent.grounds import BaselineGround, Ground, NodeGround
+from serve.agent.held import Held
+from serve.agent.link import RATES, Link, shaped
+from serve.agent.pagecache import drop
 from serve.agent.rollout import Tools
-from serve.agent.starts import failure_reason, log_position, read_ledger
+from serve.agent.starting import Registered, Starting
 from weightless.errors import NotFound, SettingsError, WeightlessError
 from weightless.modelfile import NodeSettings, load_model_file
 from weightless.release import Release
 
-VARIANTS = ("slim", *FORMS)
-CACHES = ("cold", "warm")
+CHOICES = {
+    "variant": ("slim", *FORMS, "worker"),
+    "cache": ("cold", "warm"),
+    "on": ("zygote", "baseline"),
+    "page_cache": ("warm", "dropped"),
+    "link": tuple(RATES),
+}
 SUFFIX = "--coldstart"
-_LOOK_S = 0.01
-_BASELINE_START_S = 3600.0
+STOCK_WORKER = "no-archive"  # the form whose second worker is measured; all forms lie unpacked by then
+_EMBEDDED_START_S = 3600
 
 
 @dataclass(frozen=True)
@@ -41,26 +46,49 @@ class Order:
     """A cold start that was asked for."""
 
     model: str
-    release: str | None
-    variant: str
-    cache: str
-    prompt: str
+    release: str | None = None
+    variant: str = "slim"
+    cache: str = "cold"
+    on: str = ""
+    page_cache: str = "warm"
+    link: str | None = None
+    prompt: str = "Hello"
 
     @classmethod
     def of(cls, body: Any) -> "Order":
         """Check the request's body; ApiError 400 naming the field."""
         if not isinstance(body, dict) or not isinstance(body.get("model"), str):
             raise invalid("model", "required the name of a model")
-        values = {"release": None, "variant": "slim", "cache": "cold", "prompt": "Hello"} | {
-            k: v for k, v in body.items() if v is not None
-        }
-        for field, allowed in (("variant", VARIANTS), ("cache", CACHES)):
-            if values[field] not in allowed:
-                raise invalid(field, f"required one of {', '.join(allowed)}, found {values[field]!r:.40}")
-        for field in ("release", "prompt"):
-            if not isinstance(values[field], str | None):
-                raise invalid(field, f"required a string, found {values[field]!r:.40}")
-        return cls(values["model"], values["release"], values["variant"], values["cache"], values["prompt"])
+        given = {k: v for k, v in body.items() if v is not None and k in cls.__dataclass_fields__}
+        for name, value in given.items():
+            if not isinstance(value, str):
+                raise invalid(name, f"required a string, found {value!r:.40}")
+            if name in CHOICES and value not in CHOICES[name]:
+                raise invalid(name, f"required one of {', '.join(CHOICES[name])}, found {value!r:.40}")
+        order = cls(**{"on": "baseline" if given.get("variant") in FORMS else "zygote"} | given)
+        if order.variant == "slim" and order.on == "baseline":
+            raise invalid("on", "required zygote for the slim form (the stock baseline has no store), found baseline")
+        if order.link is not None and (order.variant, order.cache) != ("slim", "cold"):
+            raise invalid("link", "required the slim form with a cold cache, which alone fetches over the network")
+        return order
+
+    @property
+    def form(self) -> str:
+        """What is registered."""
+        if self.variant == "worker":
+            return "slim" if self.on == "zygote" else STOCK_WORKER
+        return self.variant
+
+
+@dataclass
+class Doing:
+    """What is under way, for who asks meanwhile."""
+
+    order: Order
+    step: str = "preparing"
+    since: float = field(default_factory=time.monotonic)
+    store: Path | None = None  # where an archive is being built,
+    total: int = 0  # and about how many bytes will have been written for it
 
 
 class ColdStarts:
@@ -68,8 +96,11 @@ class ColdStarts:
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
+        self._forms = Forms(tools)
         self._busy = asyncio.Lock()
+        self._doing: Doing | None = None
         self._count = 0
+        self.held = Held(tools, self._forms)
 
     async def run(self, order: Order) -> dict[str, Any]:
         """Start, measure, take away.
@@ -81,155 +112,133 @@ class ColdStarts:
             raise ApiError(409, "busy", "another cold start is under way; one at a time, or neither would be measured")
         async with self._busy:
             self._count += 1
+            self._doing = doing = Doing(order)
             try:
-                release = await asyncio.to_thread(self._release, order)
+                release = await asyncio.to_thread(self._forms.release, order.model, order.release)
                 node = load_model_file(self._tools.settings.models_config_dir, order.model).node
-                run = self._slim if order.variant == "slim" else self._embedded
-                result = await run(order, release, node)
+                measured = await self._measured(order, release, node, doing)
             except (NotFound, SettingsError) as error:
                 raise ApiError(404, "not_found", str(error)) from None
             except WeightlessError as error:
                 raise ApiError(502, "start_failed", str(error)) from None
-        said = {
-            "model": order.model,
-            "release": release.name,
-            "digest": release.digest,
-            "variant": order.variant,
-            "cache": order.cache,
-        }
-        return said | result
-
-    def _release(self, order: Order) -> Release:
-        store = self._tools.store
-        if order.release is not None:
-            return store.release(order.model, order.release)
-        alias = store.alias(order.model)
-        published = store.releases(order.model) if alias is None or alias.alias is None else []
-        # A model that was published to be measured, not to be served, has no alias: its newest release is meant.
-        return store.release(order.model, published[-1]) if published else store.serving(order.model)
-
-    # ---- slim, here
-
-    async def _slim(self, order: Order, release: Release, node: NodeSettings) -> dict[str, Any]:
-        settings, management = self._tools.settings, self._tools.management
-        name, version = order.model + SUFFIX, f"{release.name}.{self._count}"
-        archive, ledgers = settings.model_store / f"{name}.mar", settings.ledger_dir(name, version)
-        async with self._cache(order, release) as cache_dir:
-            one = node.model_copy(update={"workers": 1})
-            began = time.monotonic()
-            ledgers.mkdir(parents=True, exist_ok=True)
-            size = await build_slim(
-                SlimArchive(order.model, version, one, release, cache_dir, ledgers), settings.handler_dir, archive
-            )
-            build_s = time.monotonic() - began
-            position = log_position(settings.log_dir)
-            try:
-                started = time.monotonic()
-                await management.register(archive.name, name, 1, node.startup_timeout_s)
-                await self._until_ready(name, version, node, position)
-                ready_s = time.monotonic() - started
-                await self._first(f"{settings.inference_url}/predictions/{name}/{version}", order, release, node)
-                first_s = time.monotonic() - started
             finally:
-                await asyncio.shield(self._take_away(management, name, version))
-                archive.unlink(missing_ok=True)
-        ledger = read_ledger(ledgers) or {}
-        shutil.rmtree(ledgers, ignore_errors=True)
-        return _figures(build_s, size, ready_s, first_s, ledger.get("bytes_from_store"), ledger.get("phases"))
+                self._doing = None
+        asked = {name: value for name, value in asdict(order).items() if name != "prompt"}
+        return asked | {"release": release.name, "digest": release.digest} | measured
+
+    async def progress(self) -> dict[str, Any]:
+        """What is under way: a large archive takes minutes to build before its start."""
+        doing = self._doing
+        if doing is None:
+            return {"busy": False}
+        building = None
+        if doing.store is not None:
+            building = {"done": await asyncio.to_thread(written, doing.store), "total": doing.total}
+        seconds = round(time.monotonic() - doing.since, 1)
+        return {
+            "busy": True,
+            "doing": doing.step,
+            "order": asdict(doing.order),
+            "seconds": seconds,
+            "progress": building,
+        }
+
+    async def _measured(self, order: Order, release: Release, node: NodeSettings, doing: Doing) -> dict[str, Any]:
+        async with contextlib.AsyncExitStack() as stack:
+            ground = await stack.enter_async_context(self._ground(order))
+            making = self._slim if order.form == "slim" else self._embedded
+            registered, link = await stack.enter_async_context(making(order, release, node, ground, doing))
+            if order.page_cache == "dropped":
+                await asyncio.to_thread(drop, registered.pages)
+            doing.step = "starting"
+            starting = Starting(ground, registered, release, node, self._tools, order.prompt)
+            stack.push_async_callback(starting.take_away)
+            if order.variant == "worker":
+                await starting.start()
+                measured = await starting.one_more()
+            else:
+                measured = await starting.start()
+                if order.form != "slim" and ground.here and not measured["forked"]:
+                    raise WeightlessError(
+                        f"cold start of {order.model}: required a worker forked by the zygote, found one started the stock way; "
+                        "`make status` says why"
+                    )
+        # The link says what it carried when it has ended.
+        rate, cuts = (link.carried.bytes_per_s, link.carried.cuts) if link else (None, None)
+        return measured | {"link_bytes_per_s": rate, "cuts": cuts}
 
     @contextlib.asynccontextmanager
-    async def _cache(self, order: Order, release: Release) -> AsyncIterator[Path | None]:
-        """An empty cache that is removed afterwards, or None: the node's own, complete."""
-        if order.cache == "warm":
-            await self._complete(release)
-            yield None
+    async def _ground(self, order: Order) -> AsyncIterator[Ground]:
+        if order.on == "zygote":
+            yield NodeGround(self._tools)
             return
+        baseline = await Baseline.of(self._tools.settings)
+        async with baseline.management() as management:
+            yield BaselineGround(baseline, management, self._tools.session)
+
+    # ---- what is registered
+
+    @contextlib.asynccontextmanager
+    async def _slim(
+        self, order: Order, release: Release, node: NodeSettings, ground: Ground, doing: Doing
+    ) -> AsyncIterator[tuple[Registered, Link | None]]:
+        settings = self._tools.settings
+        name, version = order.model + SUFFIX, f"{release.name}.{self._count}"
+        archive, ledgers = settings.model_store / f"{name}.mar", settings.ledger_dir(name, version)
+        cold = order.variant == "slim" and order.cache == "cold"
+        async with contextlib.AsyncExitStack() as stack:
+            cache_dir = stack.enter_context(self._empty_cache()) if cold else None
+            if cache_dir is None:
+                await self._forms.complete(release)
+            link = None
+            if order.link is not None:
+                through = shaped(self._tools.store.settings.s3_endpoint, order.link, release.content.size)
+                link = await stack.enter_async_context(through)
+            began = time.monotonic()
+            ledgers.mkdir(parents=True, exist_ok=True)
+            stack.callback(shutil.rmtree, ledgers, ignore_errors=True)
+            one = node.model_copy(update={"workers": 1})
+            slim = SlimArchive(order.model, version, one, release, cache_dir, ledgers, link.url if link else None)
+            size = await build_slim(slim, settings.handler_dir, archive)
+            stack.callback(archive.unlink, missing_ok=True)
+            seconds = round(time.monotonic() - began, 3)
+            folder = self._tools.cache.folder(release)
+            files = [] if cache_dir else [(folder / file.path).resolve() for file in release.content.files]
+            yield (
+                Registered(
+                    archive.name, name, version, seconds, size, archive, [cache_dir] if cache_dir else files, files,
+                    ledgers, node.startup_timeout_s,
+                ),
+                link,
+            )  # fmt: skip
+
+    @contextlib.contextmanager
+    def _empty_cache(self) -> Any:
+        """An empty cache that is removed afterwards."""
         folder = self._tools.settings.state_dir.resolve() / "coldstart"
         folder.mkdir(parents=True, exist_ok=True)
         cache_dir = Path(tempfile.mkdtemp(prefix="cache-", dir=folder))
-        assert not any(cache_dir.iterdir())
         try:
             yield cache_dir
         finally:
-            await asyncio.to_thread(shutil.rmtree, cache_dir, ignore_errors=True)
+            shutil.rmtree(cache_dir, ignore_errors=True)
 
-    async def _complete(self, release: Release) -> None:
-        if not await asyncio.to_thread(self._tools.cache.is_complete, release):
-            await prefetch(release, lambda progress: None)
-
-    async def _until_ready(self, name: str, version: str, node: NodeSettings, position: int) -> None:
-        deadline = time.monotonic() + node.startup_timeout_s
-        while time.monotonic() < deadline:
-            workers = await self._tools.management.workers(name, version) or []
-            if workers and all(worker.ready for worker in workers):
-                return
-            if any(worker.pid > 0 and not alive(worker.pid) for worker in workers):
-                break
-            await asyncio.sleep(_LOOK_S)
-        ledger = read_ledger(self._tools.settings.ledger_dir(name, version)) or {}
-        reason = ledger.get("error") or failure_reason(self._tools.settings.log_dir, name, version, position)
-        raise WeightlessError(
-            f"cold start of {name} {version}: {reason or 'its worker ended, or was not READY in time'}"
-        )
-
-    @staticmethod
-    async def _take_away(management: Management, name: str, version: str) -> None:
-        with contextlib.suppress(WeightlessError):
-            await management.unregister(name, version)
-
-    # ---- embedded, at the baseline
-
-    async def _embedded(self, order: Order, release: Release, node: NodeSettings) -> dict[str, Any]:
-        baseline = await Baseline.of(self._tools.settings)
-        await self._complete(release)
-        with self._tools.cache.use(release):
-            built = await build_embedded(release, self._tools.cache.folder(release), order.variant, baseline.store)
-        name = order.model + SUFFIX
-        async with baseline.management() as management:
-            try:
-                started = time.monotonic()
-                await management.register(built.path.name, name, 1, _BASELINE_START_S, wait=True)
-                ready_s = time.monotonic() - started
-                await self._first(f"{baseline.inference_url}/predictions/{name}/{release.name}", order, release, node)
-                first_s = time.monotonic() - started
-            finally:
-                await asyncio.shield(self._take_away(management, name, release.name))
-        return _figures(built.seconds, built.bytes, ready_s, first_s, 0, None)
-
-    # ---- both
-
-    async def _first(self, url: str, order: Order, release: Release, node: NodeSettings) -> None:
-        """The answer that has the prompt's first token; for another task, the first answer."""
-        body: dict[str, Any] = {"input": order.prompt}
-        if release.content.settings.task == "text-generation":
-            body["parameters"] = {"max_new_tokens": 1, "do_sample": False}
-        timeout = aiohttp.ClientTimeout(total=max(node.response_timeout_s, 600))
-        try:
-            async with self._tools.session.post(url, json=body, timeout=timeout) as response:
-                said = await response.text()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise WeightlessError(
-                f"cold start of {order.model}: READY, but no answer to the prompt: {error!r}"
-            ) from None
-        if response.status != 200:
-            raise WeightlessError(
-                f"cold start of {order.model}: READY, but the prompt was answered {response.status}: {said[:300]}"
+    @contextlib.asynccontextmanager
+    async def _embedded(
+        self, order: Order, release: Release, node: NodeSettings, ground: Ground, doing: Doing
+    ) -> AsyncIterator[tuple[Registered, Link | None]]:
+        store = self._tools.settings.baseline_store
+        if store is None:
+            raise ApiError(503, "no_baseline", "required BASELINE_STORE, where embedded archives are kept, found none")
+        doing.step, doing.store, doing.total = "building the archive", store, 2 * release.content.size
+        built = await self._forms.embedded(release, order.form, store)
+        doing.store = None
+        archive = built.path.resolve()
+        with ground.offered(archive) as url:
+            name = order.model + SUFFIX
+            yield (
+                Registered(
+                    url, name, release.name, built.seconds, built.bytes, archive, [], [archive], None, _EMBEDDED_START_S
+                ),
+                None,
             )
-
-
-def _figures(
-    build_s: float | None,
-    size: int,
-    ready_s: float,
-    first_s: float,
-    from_store: int | None,
-    phases: dict[str, Any] | None,
-) -> dict[str, Any]:
-    return {
-        "build_s": None if build_s is None else round(build_s, 3),
-        "archive_bytes": size,
-        "ready_s": round(ready_s, 3),
-        "first_s": round(first_s, 3),
-        "bytes_from_store": from_store,
-        "phases": phases,
-    }

@@ -84,9 +84,9 @@ class Management:
             "PUT", f"/models/{quote(model)}/{quote(version)}/set-default", f"making {model} {version} the default"
         )
 
-    async def scale(self, model: str, version: str, workers: int, timeout_s: float) -> None:
-        """Set the number of workers and wait until they are READY."""
-        query = {"min_worker": str(workers), "max_worker": str(workers), "synchronous": "true"}
+    async def scale(self, model: str, version: str, workers: int, timeout_s: float, wait: bool = True) -> None:
+        """Set the number of workers and, with `wait`, return when they are READY."""
+        query = {"min_worker": str(workers), "max_worker": str(workers), "synchronous": "true" if wait else "false"}
         await self._call(
             "PUT", f"/models/{quote(model)}/{quote(version)}", f"scaling {model} {version}", query, timeout_s
         )

@@ -3,16 +3,26 @@
 It does what the usual tutorials do (AutoModel and AutoTokenizer on model_dir, one `generate` call a request), nothing clever, and
 nothing slow on purpose: the checkpoint's own dtype, a GPU if TorchServe gives one, the prompts of one request in one padded
 batch. It takes the same bodies as the slim archive's handler, and its answers have the same form. Everything is in this one
-file, which torch-model-archiver packs beside the model folder, without any model-config.yaml.
+file, which torch-model-archiver packs beside the model folder, without any model-config.yaml. Each answer tells in a header when
+its worker began to import, and how long importing and loading took.
 """
 
-import json
-import logging
-from typing import Any
+import time
 
-import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
-from ts.torch_handler.base_handler import BaseHandler
+BEGAN = time.time()  # before the imports, which are measured
+
+import json  # noqa: E402
+import logging  # noqa: E402
+import os  # noqa: E402
+from datetime import UTC, datetime  # noqa: E402
+from typing import Any  # noqa: E402
+
+import torch  # noqa: E402
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+from ts.torch_handler.base_handler import BaseHandler  # noqa: E402
+
+IMPORTED = time.time()
+START_HEADER = "X-Weightless-Start"
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +36,7 @@ class EmbeddedHandler(BaseHandler):  # type: ignore[misc]
     tokenizer: Any
 
     def initialize(self, context: Any) -> None:
+        began = time.time()
         properties = context.system_properties
         folder = properties["model_dir"]
         gpu_id = properties.get("gpu_id")
@@ -39,11 +50,16 @@ class EmbeddedHandler(BaseHandler):  # type: ignore[misc]
         kind = AutoModelForCausalLM if self.generates else AutoModel
         self.model = kind.from_pretrained(folder, dtype=torch.bfloat16 if on_gpu and self.generates else "auto")
         self.model.to(self.device).eval()
+        phases = {"import": round(IMPORTED - BEGAN, 4), "load": round(time.time() - began, 4)}
+        self.start = json.dumps(
+            {"pid": os.getpid(), "began": datetime.fromtimestamp(BEGAN, UTC).isoformat(), "phases": phases}
+        )
         self.initialized = True
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[str]:
         answers = []
         for index, row in enumerate(data):
+            context.set_response_header(index, START_HEADER, self.start)
             try:
                 body: Any = row.get("body", row.get("data"))
                 body = json.loads(body) if isinstance(body, bytes | bytearray | str) else body
