@@ -197,7 +197,7 @@ def test_the_task_is_told_by_the_config(config: dict[str, object], others: tuple
     ],
 )
 def test_a_task_that_cannot_be_told_is_asked_for(config: dict[str, object]) -> None:
-    with pytest.raises(InvalidFolder, match=r"cannot tell .* set release\.task .* text-generation, embeddings, text-classification, reranking"):
+    with pytest.raises(InvalidFolder, match=r"cannot tell .* release\.task .* text-generation, .*, reranking"):
         infer_task(with_config(config))
 
 
