@@ -3,9 +3,14 @@
 A thread goes through one file from front to back as long as there are more files than threads, which hashes everything as
 it streams; when fewer files are left than threads, the idle ones take parts of what the others still have. A file that
 another process is fetching is left to it, and looked at again when there is nothing else to do.
+
+Small files are for one thread with several connections, whose requests are sent ahead: the store works on the next ones while
+one is written. More threads would mostly wait for each other, since a small file is all interpreter and no bytes.
 """
 
+import contextlib
 import logging
+import random
 import threading
 import time
 from collections import deque
@@ -13,12 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import tenacity
-
 from weightless.errors import FetchFailed, VerificationFailed
 from weightless.fetch.partial import Partial, finished_parts
 from weightless.fetch.plan import Span
-from weightless.fetch.wire import Connection, Interrupted
+from weightless.fetch.wire import Connection, Interrupted, Wanted
 from weightless.release import FileEntry, Release
 from weightless.settings import FetchSettings, StoreSettings
 
@@ -26,8 +29,10 @@ _log = logging.getLogger(__name__)
 BUFFER_BYTES = (
     1 << 20
 )  # of 256 KiB to 4 MiB the one with the least CPU time: system calls are few, and it stays in the cache
+_SMALL = BUFFER_BYTES  # bytes, up to which a file is small
 _TRIES = 3  # how often a file whose bytes are wrong is fetched from the start
 _LOOK_AGAIN = 0.05  # seconds between looks at what another process is fetching
+_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds before another attempt: at most; doubled by each that brought nothing
 _TICK = 0.2  # seconds between two reports of progress
 
 
@@ -106,8 +111,8 @@ class Transfer:
         self._places = places
         self._settings = settings
         self._report = report
-        self._queue = deque(missing)
-        self._parts = sum(max(1, -(-file.size // settings.fetch_part_bytes)) for file in missing)
+        self._small = deque(file for file in missing if file.size <= _SMALL)
+        self._queue = deque(file for file in missing if file.size > _SMALL)
         self._left = len(missing)  # files that do not have their final name yet
         self._open: list[_File] = []
         self._elsewhere: dict[str, FileEntry] = {}
@@ -128,10 +133,11 @@ class Transfer:
 
     def run(self) -> None:
         """Return when every file is verified under its final name; else raise the first thing that went wrong."""
-        threads = [
-            threading.Thread(target=self._work, name=f"fetch-{number}", daemon=True)
-            for number in range(min(self._settings.fetch_connections, self._parts))
-        ]
+        parts = sum(-(-file.size // self._settings.fetch_part_bytes) for file in self._queue)
+        large = min(self._settings.fetch_connections, parts)
+        threads = [threading.Thread(target=self._work, args=(self._go_large,), daemon=True) for _ in range(large)]
+        if self._small:
+            threads.insert(0, threading.Thread(target=self._work, args=(self._go_small,), daemon=True))
         try:
             for thread in threads:
                 thread.start()
@@ -174,20 +180,45 @@ class Transfer:
 
     # ---- one thread
 
-    def _work(self) -> None:
-        buffer = memoryview(bytearray(BUFFER_BYTES))
+    def _work(self, go: Callable[[contextlib.ExitStack, memoryview], None]) -> None:
         try:
-            with Connection(self._store, self._settings.fetch_stall_seconds) as connection:
-                with self._changed:
-                    self._connections.append(connection)
-                flight: _Flight | None = None
-                while (flight := self._next(flight.file if flight else None, buffer)) is not None:
-                    self._get(connection, flight, buffer)
-                    self._landed(flight.file, buffer)
+            with contextlib.ExitStack() as open_until_the_end:
+                go(open_until_the_end, memoryview(bytearray(BUFFER_BYTES)))
         except BaseException as error:
             with self._changed:
                 self._failure = self._failure or error
             self._end()
+
+    def _connect(self, stack: contextlib.ExitStack) -> Connection:
+        connection = stack.enter_context(Connection(self._store, self._settings.fetch_stall_seconds))
+        with self._changed:
+            self._connections.append(connection)
+        return connection
+
+    def _go_large(self, stack: contextlib.ExitStack, buffer: memoryview) -> None:
+        connection, flight = self._connect(stack), None
+        while (flight := self._next(flight.file if flight else None, buffer)) is not None:
+            self._get(connection, flight, buffer)
+            self._landed(flight.file, buffer)
+
+    def _go_small(self, stack: contextlib.ExitStack, buffer: memoryview) -> None:
+        idle = [self._connect(stack) for _ in range(min(self._settings.fetch_connections, len(self._small)))]
+        asked: deque[tuple[Connection, _Flight]] = deque()
+        while not self._stop.is_set():
+            while idle and self._small:
+                file = self._begin(self._small.popleft(), buffer)
+                if file is not None and (flight := self._take(file)) is not None:
+                    connection = idle.pop()
+                    with contextlib.suppress(Interrupted):  # then the answer does not come either
+                        connection.ask(self._wanted(flight))
+                    asked.append((connection, flight))
+            if not asked:
+                break
+            connection, flight = asked.popleft()
+            self._get(connection, flight, buffer, asked=True)
+            self._landed(flight.file, buffer)
+            idle.append(connection)
+        self._go_large(stack, buffer)  # whatever another process gives up, or was wrong
 
     def _next(self, mine: _File | None, buffer: memoryview) -> _Flight | None:
         """The next part for a thread that last worked on `mine`; waits while others may still leave something. None: the end."""
@@ -196,15 +227,22 @@ class Transfer:
                 if self._stop.is_set() or not self._left:
                     return None
                 file = self._pick(mine)
-                if file is not None:
-                    file.flying += 1
-                    part = file.parts.popleft()
-                    return _Flight(file, part, part.start)
+                if file is not None and (flight := self._take(file)) is not None:
+                    return flight
                 if not self._queue:
                     self._wait()
                     continue
                 entry = self._queue.popleft()
             mine = self._begin(entry, buffer)
+
+    def _take(self, file: _File) -> _Flight | None:
+        """A part of the file for this thread, None if others have them all."""
+        with self._changed:
+            if not file.parts:
+                return None
+            file.flying += 1
+            part = file.parts.popleft()
+            return _Flight(file, part, part.start)
 
     def _pick(self, mine: _File | None) -> _File | None:
         """This thread's own file; else, when no file waits to be begun, the one with the most left."""
@@ -247,43 +285,40 @@ class Transfer:
         self._finish_if_whole(file)
         return file
 
-    def _get(self, connection: Connection, flight: _Flight, buffer: memoryview) -> None:
-        """Bring one part, going on where an attempt ended; give up after so many attempts that brought nothing."""
+    def _get(self, connection: Connection, flight: _Flight, buffer: memoryview, *, asked: bool = False) -> None:
+        """Bring one part, going on where an attempt ended; give up after so many attempts that brought nothing.
+
+        `asked`: the connection was asked for it before.
+        """
         partial = flight.file.partial
         partial.allocate(flight.part)
         claimed = partial.claim(flight.part.start)
         try:
-            for attempt in tenacity.Retrying(
-                retry=tenacity.retry_if_exception_type(Interrupted),
-                wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
-                stop=lambda state: flight.futile >= self._settings.fetch_attempts or self._stop.is_set(),
-                sleep=tenacity.sleep_using_event(self._stop),
-                before_sleep=self._retrying,
-                reraise=True,
-            ):
-                with attempt:
-                    self._attempt(connection, flight, buffer, claimed)
-        except Interrupted as error:
-            raise FetchFailed(f"{error}; gave up after {flight.futile} attempts that brought nothing") from error
+            while True:
+                try:
+                    self._attempt(connection, flight, buffer, claimed, asked)
+                    break
+                except Interrupted as error:
+                    if flight.futile >= self._settings.fetch_attempts or self._stop.is_set():
+                        tried = f"gave up after {flight.futile} attempts that brought nothing"
+                        raise FetchFailed(f"{error}; {tried}") from error
+                    _log.warning("%s; trying again", error)
+                asked = False
+                self._count.add(retries=1)
+                self._stop.wait(random.uniform(0, min(_LONGEST_PAUSE, _PAUSE * 2**flight.futile)))  # noqa: S311
         finally:
             if claimed:
                 partial.unclaim()
         partial.finish(flight.part)
 
-    def _attempt(self, connection: Connection, flight: _Flight, buffer: memoryview, claimed: bool) -> None:
-        entry, end, began = flight.file.entry, flight.part.end, flight.at
-        release = self._release
+    def _attempt(self, connection: Connection, flight: _Flight, buffer: memoryview, claimed: bool, asked: bool) -> None:
         flight.futile += 1
-        body = connection.get(
-            release.location.bucket,
-            release.key(entry),
-            release.version(entry),
-            offset=began,
-            length=end - began,
-            size=entry.size,
-        )
+        wanted = self._wanted(flight)
+        if not asked:
+            connection.ask(wanted)
+        body = connection.answer(wanted)
         try:
-            while flight.at < end:
+            while flight.at < flight.part.end:
                 got = body.readinto(buffer)
                 flight.file.partial.write(buffer[:got], flight.at, claimed=claimed)
                 flight.at += got
@@ -294,9 +329,16 @@ class Transfer:
         finally:
             body.close()
 
-    def _retrying(self, state: tenacity.RetryCallState) -> None:
-        self._count.add(retries=1)
-        _log.warning("%s; trying again", state.outcome.exception() if state.outcome else "interrupted")
+    def _wanted(self, flight: _Flight) -> Wanted:
+        entry, release = flight.file.entry, self._release
+        return Wanted(
+            release.location.bucket,
+            release.key(entry),
+            release.version(entry),
+            flight.at,
+            flight.part.end,
+            entry.size,
+        )
 
     # ---- one file
 

@@ -8,6 +8,7 @@ import contextlib
 import re
 import ssl
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn, Self
 from urllib.parse import SplitResult, quote
@@ -27,6 +28,27 @@ _MAX_ERROR_BODY = 64 << 10
 
 class Interrupted(StoreUnavailable):
     """This request brought less than was asked for, or something else. Another attempt may bring the rest."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Bytes `offset` up to `end` of an object version that is `size` bytes long; None where that is not known."""
+
+    bucket: str
+    key: str
+    version_id: str | None
+    offset: int
+    end: int | None
+    size: int | None
+
+    @property
+    def name(self) -> str:
+        """As errors call it."""
+        return f"{self.bucket}/{self.key}" + (f" (version {self.version_id})" if self.version_id else "")
+
+    @property
+    def whole(self) -> bool:
+        return self.offset == 0 and self.end == self.size
 
 
 class Body:
@@ -109,7 +131,7 @@ class Connection:
         length: int | None = None,
         size: int | None = None,
     ) -> Body:
-        """Ask for `length` bytes from `offset` of an object version that is `size` bytes long in all.
+        """Ask for `length` bytes from `offset` of an object version that is `size` bytes long in all, and wait for the answer.
 
         With a size every number in the answer is compared with it. Without one (reading an object back whose size is not
         known) the whole object is asked for and `Body.left` says how long it is. A length of None is up to the end.
@@ -118,28 +140,31 @@ class Connection:
             NotFound, AccessDenied: asking again will not help.
             Interrupted: it may help.
         """
-        what = f"{bucket}/{key}" + (f" (version {version_id})" if version_id else "")
-        end = size if length is None else offset + length
-        whole = offset == 0 and end == size
-        wanted_range = None if whole else f"bytes={offset}-{'' if end is None else end - 1}"
+        wanted = Wanted(bucket, key, version_id, offset, size if length is None else offset + length, size)
+        self.ask(wanted)
+        return self.answer(wanted)
+
+    def ask(self, wanted: Wanted) -> None:
+        """Send the request of `get`; `answer` waits. Raises as `get`."""
         try:
-            head = self._ask(bucket, key, version_id, wanted_range)
+            self._send(wanted)
+        except (OSError, ValueError) as error:
+            self._interrupted(wanted, error)
+
+    def answer(self, wanted: Wanted) -> Body:
+        """Wait for the answer to what was asked last. Raises as `get`."""
+        try:
+            head = self._http.head()
             if head.status not in (200, 206):
-                self._refuse(what, head)
+                self._refuse(wanted.name, head)
         except (OSError, BadAnswer, ValueError) as error:
-            self.close()
-            if isinstance(error, ssl.SSLCertVerificationError):
-                raise StoreUnavailable(
-                    f"{what}: the certificate of {self._settings.s3_endpoint} is not trusted "
-                    f"({error.verify_message}); set S3_CA_BUNDLE to its CA"
-                ) from error
-            raise Interrupted(f"{what}: {_said(error)}") from error
+            self._interrupted(wanted, error)
         try:
-            found = _checked(what, head, version_id, whole, offset, end, size)
+            found = _checked(wanted, head)
         except Interrupted:
             self.close()
             raise
-        return Body(self._http, what, found, self._stall_seconds)
+        return Body(self._http, wanted.name, found, self._stall_seconds)
 
     def abort(self) -> None:
         """End a read that another thread is blocked in."""
@@ -148,17 +173,17 @@ class Connection:
     def close(self) -> None:
         self._http.close()
 
-    def _ask(self, bucket: str, key: str, version_id: str | None, wanted_range: str | None) -> Head:
-        path = f"/{bucket}/{quote(key, safe='/-._~')}"
-        query = f"versionId={quote(version_id, safe='')}" if version_id else ""
+    def _send(self, wanted: Wanted) -> None:
+        path = f"/{wanted.bucket}/{quote(wanted.key, safe='/-._~')}"
+        query = f"versionId={quote(wanted.version_id, safe='')}" if wanted.version_id else ""
         now = utcnow()
         headers: dict[str, str | list[str] | tuple[str]] = {
             "Host": self._host,
             "x-amz-content-sha256": _NO_BODY,
             "x-amz-date": to_amz_date(now),
         }
-        if wanted_range:
-            headers["Range"] = wanted_range
+        if not wanted.whole:
+            headers["Range"] = f"bytes={wanted.offset}-{'' if wanted.end is None else wanted.end - 1}"
         signed = sign_v4_s3(
             method="GET",
             url=SplitResult("http", self._host, path, query, ""),
@@ -169,7 +194,16 @@ class Connection:
             date=now,
         )
         target = f"{path}?{query}" if query else path
-        return self._http.get(target, {name: str(value) for name, value in signed.items()})
+        self._http.send(target, {name: str(value) for name, value in signed.items()})
+
+    def _interrupted(self, wanted: Wanted, error: Exception) -> NoReturn:
+        self.close()
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise StoreUnavailable(
+                f"{wanted.name}: the certificate of {self._settings.s3_endpoint} is not trusted "
+                f"({error.verify_message}); set S3_CA_BUNDLE to its CA"
+            ) from error
+        raise Interrupted(f"{wanted.name}: {_said(error)}") from error
 
     def _refuse(self, what: str, head: Head) -> NoReturn:
         text = self._error_text(head)
@@ -202,30 +236,23 @@ class Connection:
         return bytes(buffer[:got]).decode(errors="replace")
 
 
-def _checked(
-    what: str,
-    head: Head,
-    version_id: str | None,
-    whole: bool,
-    offset: int,
-    end: int | None,
-    size: int | None,
-) -> int:
+def _checked(wanted: Wanted, head: Head) -> int:
     """The number of bytes in the body, if the answer is the one that was asked for; else Interrupted."""
-    required = 200 if whole else 206
+    what, offset, end, size = wanted.name, wanted.offset, wanted.end, wanted.size
+    required = 200 if wanted.whole else 206
     if head.status != required:
         raise Interrupted(f"{what}: required HTTP {required}, found {head.status} for bytes {offset} to {end}")
     length = head.length
     if length is None:
         raise Interrupted(f"{what}: required a Content-Length, found none")
-    if not whole and end is not None:
+    if not wanted.whole and end is not None:
         named = head.headers.get("content-range", "")
         if named != f"bytes {offset}-{end - 1}/{size}":
             raise Interrupted(f"{what}: required bytes {offset}-{end - 1}/{size}, found {named!r}")
     if end is not None and length != end - offset:
         raise Interrupted(f"{what}: required {end - offset} bytes, found Content-Length {length}")
     answered = head.headers.get("x-amz-version-id")
-    if version_id and answered and answered != version_id:
+    if wanted.version_id and answered and answered != wanted.version_id:
         raise Interrupted(f"{what}: required this version, found {answered}")
     return length
 
