@@ -10,12 +10,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
 from loadtest.bench.experiment import BenchFailed
 from loadtest.bench.server import ROOT
 from local.config import BASELINE, DOORS, INNER
+from weightless.settings import StoreSettings
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -41,6 +43,21 @@ class Node:
         """The inference port of the stock TorchServe, which `make("baseline")` starts."""
         return f"http://127.0.0.1:{self.env['BASELINE_INFERENCE_PORT']}"
 
+    @property
+    def management(self) -> str:
+        """TorchServe's management port behind the door."""
+        return f"http://127.0.0.1:{self.env['TORCHSERVE_MANAGEMENT_PORT']}"
+
+    @property
+    def store(self) -> StoreSettings:
+        """The stack's MinIO, with the root user's keys: they may read its counters."""
+        keys = self.run / "secrets" / "minio"
+        access_key, secret_key = ((keys / name).read_text().strip() for name in ("access_key", "secret_key"))
+        endpoint = f"http://127.0.0.1:{self.env['MINIO_PORT']}"
+        return StoreSettings.model_validate(
+            {"s3_endpoint": endpoint, "s3_access_key": access_key, "s3_secret_key": secret_key}
+        )
+
     def make(self, *words: str, **more: str) -> str:
         """A make command, and what it printed.
 
@@ -61,23 +78,37 @@ class Node:
         Raises:
             BenchFailed: no answer, or an error.
         """
+        found: dict[str, Any] = json.loads(self._answer(method, path, body, timeout_s)[0])
+        return found
+
+    def _answer(self, method: str, path: str, body: object, timeout_s: float) -> tuple[bytes, Message]:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{self.agent}{path}", data, headers, method=method)  # noqa: S310  # our own
         try:
             with _DIRECT.open(request, timeout=timeout_s) as answer:
-                found: dict[str, Any] = json.loads(answer.read())
-                return found
+                return answer.read(), answer.headers
         except urllib.error.HTTPError as error:
             raise BenchFailed(f"{method} {path}: the agent answered {error.code}: {error.read()[:500]!r}") from None
         except OSError as error:
             raise BenchFailed(f"{method} {path}: no answer from the agent: {error}") from None
 
+    def answered_by(self, model: str, prompt: str) -> str:
+        """Ask the model for one token; the release that gave it.
+
+        Raises:
+            BenchFailed: no answer, or an error.
+        """
+        body = {"input": prompt, "parameters": {"max_new_tokens": 1, "do_sample": False}}
+        return str(self._answer("POST", f"/predictions/{model}", body, 600)[1]["X-Weightless-Release"])
+
     def status(self) -> dict[str, Any]:
         return self.ask("GET", "/status", timeout_s=30)
 
-    def wait_serving(self, model: str, release: str | None = None, *, timeout_s: float = 900) -> None:
-        """Until the model answers, with that release if one is named."""
+    def wait_serving(
+        self, model: str, release: str | None = None, *, timeout_s: float = 900, look_s: float = 0.05
+    ) -> None:
+        """Until the model answers, with that release if one is named; `look_s` passes between two looks."""
         deadline = time.monotonic() + timeout_s
         while True:
             found = self.status()["models"].get(model, {})
@@ -87,15 +118,16 @@ class Node:
                 raise BenchFailed(
                     f"{model}: required it serving {release or 'a release'}, found {json.dumps(found)[:600]}"
                 )
-            time.sleep(0.05)
+            time.sleep(look_s)
 
 
 @contextlib.contextmanager
-def running_node(folder: Path) -> Iterator[Node]:
-    """A stack with nothing in it but the built-in models; all of it is gone afterwards."""
+def running_node(folder: Path, **settings: str) -> Iterator[Node]:
+    """A stack with nothing in it but the built-in models; all of it is gone afterwards. `settings`: as in `.env`."""
     folder.mkdir(parents=True)
     ports = dict(zip((*DOORS, *INNER, *BASELINE), map(str, _free_ports(len(DOORS | INNER | BASELINE))), strict=True))
-    node = Node(folder, ports | {"ENGINE": "local", "RUN_DIR": str(folder), "BIND": "127.0.0.1", "API_KEY": ""})
+    told = {"ENGINE": "local", "RUN_DIR": str(folder), "BIND": "127.0.0.1", "API_KEY": ""}
+    node = Node(folder, ports | told | settings)
     try:
         node.make("up")
         yield node
