@@ -9,17 +9,18 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import AnyHttpUrl
+from replies import Replies, event
+from rounds import Rounds
 from tasks import find_task
 from tasks.shared.body import read_json
-from tasks.shared.contract import Event, Node, Task
+from tasks.shared.contract import Event, Figures, Joinable, Node, Task
 from tasks.shared.device import worker_device
-from tasks.shared.errors import DeviceLost, InvalidRequest, RequestError
+from tasks.shared.errors import DeviceLost
 from tasks.shared.policy import NodePolicy
 from ts.handler_utils.utils import send_intermediate_predict_response
 from ts.torch_handler.base_handler import BaseHandler
@@ -43,6 +44,7 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
         super().__init__()
         self._lease = contextlib.ExitStack()  # keeps the release's files in the node cache while this worker lives
         self._max_answer_bytes = MAX_ANSWER_BYTES
+        self._rounds: Rounds | None = None
 
     def initialize(self, context: Any) -> None:
         """Fetch what is missing, load, and be ready. Whatever fails is raised: a worker that returns from here counts as READY.
@@ -66,16 +68,24 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
         obtained.sync_later()
 
     def handle(self, data: list[Any], context: Any) -> list[bytes]:
-        """One answer for each request of the batch, in order; an error of one is that one's alone."""
+        """One answer for each request of the batch, in order; an error of one is that one's alone.
+
+        Under continuous batching: one step of all requests that run, and what it has for each.
+        """
+        if self._rounds is not None:
+            return self._rounds.play(data, context, self._max_answer_bytes)
+        replies = Replies(context, self._max_answer_bytes)
         answers: list[bytes] = [b""] * len(data)
         requests: dict[int, Any] = {}
         for index, row in enumerate(data):
             try:
                 requests[index] = self.task.parse(read_json(row))
             except Exception as error:
-                answers[index] = self._refusal(context, index, error)
-        for index, result in self._run(requests, context).items():
-            answers[index] = self._answer(context, index, requests[index], result)
+                answers[index] = replies.refusal(index, error)
+        for index, result in self._run(requests, context, replies).items():
+            streaming = getattr(requests[index], "stream", False)
+            begun = "ts_stream_next" in context.get_response_headers(index)
+            answers[index] = replies.answer(index, result, streaming, begun)
         return answers
 
     def _start(self, context: Any, config: Mapping[str, Any], pin: Pin, ledger: Ledger) -> Obtained:
@@ -98,6 +108,8 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
             device=device,
             seconds=context.model_yaml_config.get("responseTimeout", RESPONSE_TIMEOUT_S),
             allow_remote_code=NodePolicy.load().allow_remote_code,
+            continuous=bool(context.model_yaml_config.get("continuousBatching")),
+            batch_size=properties.get("batch_size") or 1,
         )
         with ledger.phase("link"):
             link_into(obtained, Path(properties["model_dir"]), code=node.allow_remote_code)
@@ -105,21 +117,32 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
             load = find_task(settings["task"])
         with ledger.phase("load"):
             self.task = load(obtained.folder, settings, node)
+        if node.continuous and isinstance(self.task, Joinable):
+            self._rounds = Rounds(self.task)
         self.model = getattr(self.task, "model", None)
         ledger.note(task=settings["task"], device_reason=why, **self.task.facts)
         return obtained
 
-    def _run(self, requests: dict[int, Any], context: Any) -> dict[int, Any]:
+    def _run(self, requests: dict[int, Any], context: Any, replies: Replies) -> dict[int, Any]:
         """The task's results by the requests' places in the batch; pieces of streams are sent on as they come."""
         if not requests:
             return {}
         places = list(requests)
+        sent = {place: replies.sent(place) for place in places}
         for place in places:
-            streamed = getattr(requests[place], "stream", False)
-            context.set_response_content_type(place, "text/event-stream" if streamed else "application/json")
+            replies.kind(place, getattr(requests[place], "stream", False))
+
+        def count(place: int) -> None:
+            request = requests[place]
+            figures = getattr(request, "figures", None) or Figures(
+                prompt_tokens=getattr(request, "prompt_tokens", None)
+            )
+            replies.figures(place, figures, sent[place])
 
         def emit(events: Mapping[int, Event]) -> None:
-            chunks = {places[number]: _event(event) for number, event in events.items()}
+            chunks = {places[number]: event(value) for number, value in events.items()}
+            for place in chunks:
+                count(place)
             ids = {place: context.get_request_id(place) for place in chunks}
             send_intermediate_predict_response(chunks, ids, "Intermediate Prediction success", 200, context)
 
@@ -133,28 +156,9 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
         except Exception as error:
             logger.error("a batch of %d failed", len(requests), exc_info=error)
             results = [error] * len(requests)
+        for place in places:
+            count(place)
         return dict(zip(places, results, strict=True))
-
-    def _answer(self, context: Any, index: int, request: Any, result: Any) -> bytes:
-        """What goes out for one request: its answer in JSON, the last event of its stream, or its error."""
-        streaming = getattr(request, "stream", False)
-        if isinstance(result, Exception):
-            begun = "ts_stream_next" in context.get_response_headers(index)
-            return _event(_error(result).as_body()) if begun else self._refusal(context, index, result)
-        answer = _event(result) if streaming else json.dumps(result).encode()
-        if len(answer) <= self._max_answer_bytes:
-            return answer
-        message = (
-            f"required an answer of at most {self._max_answer_bytes} bytes, found {len(answer)}; send fewer inputs"
-        )
-        return self._refusal(context, index, InvalidRequest("input", message))
-
-    def _refusal(self, context: Any, index: int, error: Exception) -> bytes:
-        """An error in JSON with its own HTTP status, for this request alone."""
-        told = _error(error)
-        context.set_response_status(told.code, HTTPStatus(told.code).phrase, index)
-        context.set_response_content_type(index, "application/json")
-        return json.dumps(told.as_body()).encode()
 
     def _write(self, ledger: Ledger, config: Mapping[str, Any]) -> None:
         """The ledger to the log, to TorchServe's metrics, and where the archive says."""
@@ -168,16 +172,3 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
             partial = folder / f".{os.getpid()}.partial"
             partial.write_text(json.dumps(entries))
             partial.replace(folder / f"{os.getpid()}.json")
-
-
-def _error(error: Exception) -> RequestError:
-    """What a client hears of an error; one that nobody foresaw is logged with its place and told without it."""
-    if isinstance(error, RequestError):
-        return error
-    logger.error("a request failed", exc_info=error)
-    return RequestError(500, "internal_error", f"the handler failed on this request: {type(error).__name__}")
-
-
-def _event(event: Any) -> bytes:
-    """A server-sent event."""
-    return b"data: " + json.dumps(event).encode() + b"\n\n"

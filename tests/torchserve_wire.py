@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,14 @@ class Answer:
         return json.loads(self.body)
 
 
-def request(number: int, body: bytes, content_type: str = "application/json") -> dict[str, Any]:
-    """One request as the worker's protocol layer hands it to the service: JSON bodies parsed if they can be, else bytes."""
+def request(
+    number: int, body: bytes | None, content_type: str = "application/json", headers: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """One request as the worker's protocol layer hands it to the service: JSON bodies parsed if they can be, else bytes. None: the
+    body that the worker has got already."""
+    told = [{"name": name.encode(), "value": value.encode()} for name, value in (headers or {}).items()]
+    if body is None:
+        return {"requestId": f"id-{number}".encode(), "headers": told, "parameters": []}
     value: Any = body
     if content_type == "application/json":
         try:
@@ -41,7 +48,7 @@ def request(number: int, body: bytes, content_type: str = "application/json") ->
         except (ValueError, RecursionError):
             value = bytearray(body)
     parameter = {"name": "body", "contentType": content_type, "value": value}
-    return {"requestId": f"id-{number}".encode(), "headers": [], "parameters": [parameter]}
+    return {"requestId": f"id-{number}".encode(), "headers": told, "parameters": [parameter]}
 
 
 class Frame:

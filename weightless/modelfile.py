@@ -37,10 +37,16 @@ class ReleaseOverrides(_Section):
 
 
 class NodeSettings(_Section):
-    """What belongs to the machine. Seconds and milliseconds as the names say; `profile` is the dtype policy on a CPU."""
+    """What belongs to the machine. Seconds and milliseconds as the names say; `profile` is the dtype policy on a CPU.
+
+    `batching`: in continuous batches a request joins those that run and leaves when it is done, in static ones it waits for
+    the slowest of its batch. Default: continuous for text generation with one worker. `batch_size`: default 16 in continuous
+    batches, where a lone request waits for nobody, else 1. `max_batch_delay_ms` is of static batches.
+    """
 
     workers: Annotated[int, Field(ge=1)] = 1
-    batch_size: Annotated[int, Field(ge=1, le=256)] = 1
+    batching: Literal["continuous", "static"] | None = None
+    batch_size: Annotated[int, Field(ge=1, le=256)] | None = None
     max_batch_delay_ms: Annotated[int, Field(ge=1)] = 10
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device_map: str | None = None
@@ -57,7 +63,18 @@ class NodeSettings(_Section):
     def _consistent(self) -> Self:
         if self.profile == "throughput" and self.dtype not in ("auto", "float32"):
             raise ValueError(f"profile throughput means float32 on a CPU, found dtype {self.dtype}; remove one of them")
+        if self.batching == "continuous" and self.workers > 1:
+            raise ValueError(
+                f"batching continuous requires workers: 1, found {self.workers}: TorchServe lets only one worker of a model take "
+                "requests while others run; serve this model from more containers, or set batching: static"
+            )
         return self
+
+    def continuous(self, task: str | None) -> bool:
+        """Whether requests of this task (None: not known) join those that run."""
+        if self.batching is not None:
+            return self.batching == "continuous"
+        return task == "text-generation" and self.workers == 1
 
 
 class ModelFile(_Section):

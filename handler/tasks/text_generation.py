@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from tasks.generation.chat import PLAIN_STOP, has_template, prompt_of, read_messages
+from tasks.generation.continuous import ContinuousBatch, unsupported
 from tasks.generation.parameters import Parameters, release_defaults
 from tasks.generation.sequence import Sequence
 from tasks.generation.static import StaticBatch
+from tasks.generation.stepped import SteppedBatch
 from tasks.shared.body import read_body
-from tasks.shared.contract import Emit, Event, Node
+from tasks.shared.contract import Emit, Event, Figures, Node
 from tasks.shared.device import place
 from tasks.shared.errors import InvalidRequest, RequestError
 from tasks.shared.loading import context_length, dtype_name, load_model, load_tokenizer, read_json_file
@@ -38,10 +40,42 @@ class Request:
     parameters: Parameters
     stream: bool
     details: bool
+    figures: Figures
+
+
+class Generation:
+    """A request that runs: its prompts on their way to its answer."""
+
+    def __init__(self, request: Request, sequences: list[Sequence]) -> None:
+        self.request = request
+        self.sequences = sequences
+
+    def count(self) -> Figures:
+        """The request's figures as they stand now."""
+        figures, sequences = self.request.figures, self.sequences
+        figures.generated_tokens = sum(sequence.generated for sequence in sequences)
+        figures.began = min((row.began for row in sequences if row.began is not None), default=None)
+        figures.first_token = min((row.first_token for row in sequences if row.first_token is not None), default=None)
+        figures.batch = sequences[0].batch or None
+        return figures
+
+    def events(self) -> list[Event]:
+        """The text that became certain since the last call, if this is a stream."""
+        piece = self.sequences[0].take() if self.request.stream else ""
+        return [{"token": piece}] if piece else []
+
+    def result(self) -> Any | RequestError | None:
+        """The answer, or the first error of its sequences; None while it runs."""
+        for sequence in self.sequences:
+            if sequence.error is not None:
+                return sequence.error
+        if not all(sequence.done for sequence in self.sequences):
+            return None
+        return _answer(self.request, self.sequences)
 
 
 class TextGeneration:
-    """A loaded model. `policy` decides how prompts share the model's time."""
+    """A loaded model. `policy` decides how prompts share the model's time: it is stepped if requests join, else it runs batches."""
 
     example: Mapping[str, Any] = {"input": "Hello", "parameters": {"max_new_tokens": 2, "do_sample": False}}
 
@@ -53,8 +87,15 @@ class TextGeneration:
         self._end_ids = _end_ids(model)
         self._device = str(model.device)
         pad_id = tokenizer.pad_token_id
-        self.policy = StaticBatch(model, next(iter(sorted(self._end_ids)), 0) if pad_id is None else pad_id)
-        self.facts = facts
+        pad_id = next(iter(sorted(self._end_ids)), 0) if pad_id is None else pad_id
+        chosen, why = _policy(model, node)
+        self.batches = StaticBatch(model, pad_id)
+        self.policy: ContinuousBatch | SteppedBatch = (
+            ContinuousBatch(model, pad_id, node.batch_size)
+            if chosen == "continuous"
+            else SteppedBatch(self.batches, node.batch_size)
+        )
+        self.facts = dict(facts) | {"policy": chosen, "policy_reason": why}
 
     def parse(self, body: dict[str, Any]) -> Request:
         """A request whose prompts fit the model, or InvalidRequest."""
@@ -70,22 +111,40 @@ class TextGeneration:
             parameters = self._for_chat(parameters, read.parameters)
         special = messages is None or not has_template(self._tokenizer)  # a template writes them itself
         prompts = tuple(self._prompt(text, parameters, read.parameters, special) for text in read.inputs)
-        return Request(prompts, read.single, parameters, read.stream, read.details)
+        figures = Figures(prompt_tokens=sum(len(prompt.ids) for prompt in prompts))
+        return Request(prompts, read.single, parameters, read.stream, read.details, figures)
 
     def run(self, requests: list[Request], emit: Emit) -> list[Any | RequestError]:
         """One answer or error a request. Pieces of those that stream are emitted as soon as they exist."""
-        groups = [self._sequences(request) for request in requests]
-        streams = {index: groups[index][0] for index, request in enumerate(requests) if request.stream}
+        running = [Generation(request, self._sequences(request)) for request in requests]
 
         def after_step() -> None:
-            pieces = {index: sequence.take() for index, sequence in streams.items()}
-            events: dict[int, Event] = {index: {"token": piece} for index, piece in pieces.items() if piece}
+            events: dict[int, Event] = {}
+            for index, each in enumerate(running):
+                for event in each.events():
+                    each.count()
+                    events[index] = event
             if events:
                 emit(events)
 
-        deadline = None if self._node.seconds is None else time.monotonic() + self._node.seconds * _SPARE
-        self.policy.run([sequence for group in groups for sequence in group], after_step, deadline)
-        return [_answer(request, group) for request, group in zip(requests, groups, strict=True)]
+        self.batches.run([sequence for each in running for sequence in each.sequences], after_step)
+        for each in running:
+            each.count()
+        return [each.result() for each in running]
+
+    def join(self, request: Request) -> Generation:
+        """The request takes part from the next step on."""
+        generation = Generation(request, self._sequences(request))
+        self.policy.join(generation.sequences)
+        return generation
+
+    def leave(self, generation: Generation) -> None:
+        """Nobody waits for it any more."""
+        self.policy.leave(generation.sequences)
+
+    def step(self) -> None:
+        """A token for each sequence that runs; DeviceLost if the process cannot use its device any more."""
+        self.policy.step()
 
     def _for_chat(self, parameters: Parameters, asked: Any) -> Parameters:
         """What is different for a conversation: the answer comes without it, and may be as long as there is room."""
@@ -131,6 +190,7 @@ class TextGeneration:
     def _sequences(self, request: Request) -> list[Sequence]:
         """One a prompt. With a seed the n-th prompt of a list draws with seed + n, so that equal prompts differ."""
         seed = None if request.parameters.greedy else request.parameters.seed
+        deadline = None if self._node.seconds is None else time.monotonic() + self._node.seconds * _SPARE
         return [
             Sequence(
                 prompt=prompt.ids,
@@ -140,6 +200,7 @@ class TextGeneration:
                 end_ids=self._end_ids,
                 device=self._device,
                 seed=None if seed is None else (seed + number) % (1 << 63),
+                deadline=deadline,
             )
             for number, prompt in enumerate(request.prompts)
         ]
@@ -161,7 +222,6 @@ def load(folder: Path, settings: Mapping[str, Any], node: Node) -> TextGeneratio
         "dtype": dtype_name(model),
         "dtype_reason": placement.reason,
         "architecture": type(model).__name__,
-        "policy": "static",
     }
     return TextGeneration(model, tokenizer, defaults, node, facts)
 
@@ -173,16 +233,31 @@ def _end_ids(model: Any) -> frozenset[int]:
     return frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
 
 
-def _answer(request: Request, sequences: list[Sequence]) -> Any | RequestError:
-    for sequence in sequences:
-        if sequence.error is not None:
-            return sequence.error
+def _policy(model: Any, node: Node) -> tuple[str, str]:
+    """`continuous` or `static`, and why."""
+    if node.continuous:
+        reason = unsupported(model)
+        if reason is not None:
+            return "static", f"this model cannot join and leave a running batch: {reason}"
+        return "continuous", "requests join and leave the running batch token by token"
+    if node.batching == "static":
+        return "static", "set for this node"
+    if node.workers > 1:
+        return (
+            "static",
+            f"{node.workers} workers: continuous batching has one, so that all requests can share its batch",
+        )
+    return "static", "the archive does not ask for continuous batching"
+
+
+def _answer(request: Request, sequences: list[Sequence]) -> Any:
     answers = [
         _generated(request, prompt, sequence) for prompt, sequence in zip(request.prompts, sequences, strict=True)
     ]
-    if request.stream:
-        return {"finish_reason": sequences[0].finish_reason} | answers[0]
-    return answers if request.single else [[answer] for answer in answers]
+    if not request.stream:
+        return answers if request.single else [[answer] for answer in answers]
+    counts = {"prompt_tokens": len(request.prompts[0].ids), "generated_tokens": sequences[0].generated}
+    return answers[0] | {"finish_reason": sequences[0].finish_reason} | counts
 
 
 def _generated(request: Request, prompt: Prompt, sequence: Sequence) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class SlimArchive:
     def config(self) -> dict[str, Any]:
         """The contents of model-config.yaml."""
         node, release = self.node, self.release
+        continuous = node.continuous(None if release is None else release.content.settings.task)
         pinned: dict[str, Any] = {"model": self.model, "release": FOLLOW_ALIAS}
         if release is not None:
             pinned |= {"release": release.name, "digest": release.digest, "manifest_version": release.manifest_version}
@@ -54,8 +55,9 @@ class SlimArchive:
         return {
             "minWorkers": node.workers,
             "maxWorkers": node.workers,
-            "batchSize": node.batch_size,
-            "maxBatchDelay": node.max_batch_delay_ms,
+            "continuousBatching": continuous,
+            "batchSize": node.batch_size or (16 if continuous else 1),
+            "maxBatchDelay": 1 if continuous else node.max_batch_delay_ms,
             "startupTimeout": node.startup_timeout_s,
             "responseTimeout": node.response_timeout_s,
             "maxRetryTimeoutInSec": RETRY_WINDOW_S,

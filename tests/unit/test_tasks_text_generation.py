@@ -25,12 +25,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: make_causal(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
 
 
-@pytest.fixture(scope="module")
-def tasks(folders: dict[str, Path]) -> dict[str, Any]:
-    return {
-        kind: load_task("text-generation", folder, {"task": "text-generation"}, Node())
+@pytest.fixture(scope="module", params=["static", "continuous"])
+def tasks(request: pytest.FixtureRequest, folders: dict[str, Path]) -> dict[str, Any]:
+    """Every test of an answer is one of both policies: they share all but the scheduling."""
+    node = Node(continuous=request.param == "continuous", batch_size=16)
+    loaded = {
+        kind: load_task("text-generation", folder, {"task": "text-generation"}, node)
         for kind, folder in folders.items()
     }
+    assert {task.facts["policy"] for task in loaded.values()} == {request.param}
+    return loaded
 
 
 @pytest.fixture
@@ -42,9 +46,17 @@ def falcon(tasks: dict[str, Any]) -> TextGeneration:
 def ask(task: Any, *bodies: dict[str, Any], events: list[Mapping[int, Event]] | None = None) -> list[Any]:
     """The answers of one batch."""
     taken = events if events is not None else []
-    answers = task.run([task.parse(body) for body in bodies], taken.append)
-    assert len(answers) == len(bodies)
-    return list(answers)
+    requests = [task.parse(body) for body in bodies]
+    if task.facts["policy"] == "static":
+        answers = task.run(requests, taken.append)
+        assert len(answers) == len(bodies)
+        return list(answers)
+    running = [task.join(request) for request in requests]
+    while any(each.result() is None for each in running):
+        task.step()
+        for index, each in enumerate(running):
+            taken.extend({index: event} for event in each.events())
+    return [each.result() for each in running]
 
 
 def greedy(text: Any, **parameters: Any) -> dict[str, Any]:
@@ -241,9 +253,24 @@ class Failing(torch.nn.Module):
             return getattr(super().__getattr__("inner"), name)
 
     def generate(self, ids: torch.Tensor, **options: Any) -> Any:
+        self._check(ids)
+        return self.inner.generate(ids, **options)
+
+    def forward(self, input_ids: torch.Tensor, **options: Any) -> Any:
+        self._check(input_ids)
+        return self.inner(input_ids=input_ids, **options)
+
+    def _check(self, ids: torch.Tensor) -> None:
         if len(ids) > self.most or bool((ids == self.poison).any()):
             raise self.error
-        return self.inner.generate(ids, **options)
+
+
+def broken(task: TextGeneration, monkeypatch: pytest.MonkeyPatch, error: Exception, **when: int) -> Failing:
+    """Have the task's policy work with a model that fails."""
+    policy: Any = task.batches if task.facts["policy"] == "static" else task.policy
+    failing = Failing(policy._model, error, **when)
+    monkeypatch.setattr(policy, "_model", failing)
+    return failing
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_done_in_parts(
@@ -251,8 +278,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_done_in_parts(
 ) -> None:
     bodies = [greedy(text, max_new_tokens=6) for text in ("The", "weights of", "A", "release", "To roll back is")]
     alone = [ask(falcon, body)[0] for body in bodies]
-    failing = Failing(falcon.policy._model, torch.OutOfMemoryError("CUDA out of memory"), most=2)
-    monkeypatch.setattr(falcon.policy, "_model", failing)
+    failing = broken(falcon, monkeypatch, torch.OutOfMemoryError("CUDA out of memory"), most=2)
     assert ask(falcon, *bodies) == alone
     failing.most = 0
     assert [answer.kind for answer in ask(falcon, *bodies)] == ["out_of_memory"] * 5
@@ -264,7 +290,7 @@ def test_one_request_that_breaks_the_model_takes_no_other_with_it(
     bodies = [greedy(text, max_new_tokens=6) for text in ("weights of", "A ~ B", "release")]
     alone = [ask(falcon, body)[0] for body in bodies]
     [poison] = set(falcon.parse({"input": "~"}).prompts[0].ids)
-    monkeypatch.setattr(falcon.policy, "_model", Failing(falcon.policy._model, RuntimeError("broken"), poison=poison))
+    broken(falcon, monkeypatch, RuntimeError("broken"), poison=poison)
     answers = ask(falcon, *bodies)
     assert [answers[0], answers[2]] == [alone[0], alone[2]]
     assert (answers[1].code, answers[1].kind) == (500, "internal_error")

@@ -3,6 +3,7 @@
 A scheduling policy pushes tokens into sequences; it needs to know nothing else about them.
 """
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,8 @@ class TextSoFar:
 class Sequence:
     """`limit`: how many tokens may be generated. `ids`: the prompt and what was generated so far; a policy that had to stop
     half-way goes on from there. `finish_reason`: "stop" (end of text, or a stop string), "length", or None while running.
+    `deadline`: of time.monotonic(). `began`, `first_token`: of time.time(), when the model first saw it and when it first said
+    something; `batch`: how many sequences began or ran with it.
     """
 
     prompt: list[int]
@@ -57,11 +60,15 @@ class Sequence:
     end_ids: frozenset[int]
     device: str = "cpu"
     seed: int | None = None
+    deadline: float | None = None
     ids: list[int] = field(init=False)
     text: str = field(init=False, default="")
     finish_reason: str | None = field(init=False, default=None)
     error: RequestError | None = field(init=False, default=None)
     generator: torch.Generator | None = field(init=False, default=None)
+    began: float | None = field(init=False, default=None)
+    first_token: float | None = field(init=False, default=None)
+    batch: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.ids = list(self.prompt)
@@ -83,10 +90,17 @@ class Sequence:
     def done(self) -> bool:
         return self.finish_reason is not None or self.error is not None
 
+    def begin(self, batch: int) -> None:
+        """The model is about to see it, among `batch` sequences."""
+        if self.began is None:
+            self.began, self.batch = time.time(), batch
+
     def push(self, token: int) -> None:
         """Append a generated token. Tokens that a policy pushes after the end are ignored."""
         if self.done:
             return
+        if self.first_token is None:
+            self.first_token = time.time()
         self.ids.append(token)
         ended, full = token in self.end_ids, self.remaining <= 0
         before = len(self.text)
@@ -100,6 +114,18 @@ class Sequence:
         """End without an answer."""
         if not self.done:
             self.error = error
+
+    def check(self, now: float) -> None:
+        """Fail if the deadline is over: TorchServe would give the worker up before this answer is ready."""
+        if self.deadline is not None and now > self.deadline:
+            self.fail(RequestError(
+                504, "timeout", f"required {self.limit} tokens in the time that this model's settings allow, found "
+                f"{self.generated} generated; ask for fewer with max_new_tokens, or raise response_timeout_s"
+            ))  # fmt: skip
+
+    def abandon(self) -> None:
+        """End, because nobody waits for the answer any more."""
+        self.fail(RequestError(499, "client_gone", "required a client that waits for its answer, found none"))
 
     def take(self) -> str:
         """The text since the last call that no stop string can take back any more."""

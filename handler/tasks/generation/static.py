@@ -15,7 +15,6 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 
 from tasks.generation.sampling import sample
 from tasks.generation.sequence import Sequence
-from tasks.shared.errors import RequestError
 from tasks.shared.isolation import isolated
 
 MAX_ROWS = 32  # of one generate call; more prompts than that go through several
@@ -29,8 +28,8 @@ class StaticBatch:
         self._config = _plain(model.generation_config, pad_id)
         self._pad_id = pad_id
 
-    def run(self, sequences: Rows[Sequence], after_step: Callable[[], None], deadline: float | None = None) -> None:
-        """Generate until every sequence is done, calling `after_step` after each token. `deadline`: of time.monotonic().
+    def run(self, sequences: Rows[Sequence], after_step: Callable[[], None]) -> None:
+        """Generate until every sequence is done, calling `after_step` after each token.
 
         A sequence that fails takes no other with it: a batch that fails is tried again in halves, from where it got to.
 
@@ -40,15 +39,17 @@ class StaticBatch:
         """
 
         def generate(rows: Rows[Sequence]) -> None:
-            self._generate([row for row in rows if not row.done], after_step, deadline)
+            self._generate([row for row in rows if not row.done], after_step)
 
         for start in range(0, len(sequences), MAX_ROWS):
             isolated(sequences[start : start + MAX_ROWS], generate, Sequence.fail)
 
     @torch.inference_mode()
-    def _generate(self, rows: Rows[Sequence], after_step: Callable[[], None], deadline: float | None) -> None:
+    def _generate(self, rows: Rows[Sequence], after_step: Callable[[], None]) -> None:
         if not rows:
             return
+        for row in rows:
+            row.begin(len(rows))
         width = max(len(row.ids) for row in rows)
         ids = torch.full((len(rows), width), self._pad_id)
         mask = torch.zeros_like(ids)
@@ -63,7 +64,7 @@ class StaticBatch:
             attention_mask=mask.to(device),
             generation_config=config,
             logits_processor=LogitsProcessorList([_Choose(rows)]),
-            stopping_criteria=StoppingCriteriaList([_Push(rows, after_step, deadline)]),
+            stopping_criteria=StoppingCriteriaList([_Push(rows, after_step)]),
         )
 
 
@@ -81,27 +82,17 @@ class _Choose(LogitsProcessor):  # type: ignore[misc]
 class _Push(StoppingCriteria):  # type: ignore[misc]
     """Hands each row its token and says which rows are done."""
 
-    def __init__(self, rows: Rows[Sequence], after_step: Callable[[], None], deadline: float | None) -> None:
+    def __init__(self, rows: Rows[Sequence], after_step: Callable[[], None]) -> None:
         self._rows = rows
         self._after_step = after_step
-        self._deadline = deadline
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        late = self._deadline is not None and time.monotonic() > self._deadline
+        now = time.monotonic()
         for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
             row.push(token)
-            if late:
-                row.fail(too_late(row))
+            row.check(now)
         self._after_step()
         return torch.tensor([row.done for row in self._rows], device=input_ids.device)
-
-
-def too_late(row: Sequence) -> RequestError:
-    """What a request hears whose answer was not ready before TorchServe would have given the worker up."""
-    return RequestError(
-        504, "timeout", f"required {row.limit} tokens in the time that this model's settings allow, found {row.generated} "
-        "generated; ask for fewer with max_new_tokens, or raise response_timeout_s"
-    )  # fmt: skip
 
 
 def _plain(config: Any, pad_id: int) -> Any:

@@ -26,11 +26,10 @@ def isolated(items: Sequence[T], work: Callable[[Sequence[T]], None], fail: Call
     except ConnectionError:
         raise
     except Exception as error:
-        if device_lost(error):
-            raise DeviceLost(str(error)) from error
-        short = out_of_memory(error)
         if len(items) == 1:
-            return fail(items[0], _failure(error, short))
+            return fail(items[0], failure(error))
+        _only_if_alive(error)
+        short = out_of_memory(error)
         logger.warning("a batch of %d failed (%s); trying its halves", len(items), type(error).__name__)
     if short:  # only here, where the failed call's frames and their tensors are gone
         free_cache()
@@ -39,11 +38,18 @@ def isolated(items: Sequence[T], work: Callable[[Sequence[T]], None], fail: Call
     return isolated(items[middle:], work, fail)
 
 
-def _failure(error: Exception, short: bool) -> RequestError:
-    if short:
+def failure(error: Exception) -> RequestError:
+    """What the one request hears whose work raised this; DeviceLost if the process cannot use its device any more."""
+    _only_if_alive(error)
+    if out_of_memory(error):
         free_cache()
         return RequestError(
             507, "out_of_memory", "the model's device has no memory for this request; send a shorter one"
         )
     logger.error("a request failed", exc_info=error)
     return RequestError(500, "internal_error", f"the model failed on this request: {type(error).__name__}")
+
+
+def _only_if_alive(error: Exception) -> None:
+    if device_lost(error):
+        raise DeviceLost(str(error)) from error
