@@ -59,7 +59,7 @@ class _Connection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._waiter is not None and not self._waiter.done():  # no request came of it: a head has begun
+        if self._in_a_head():
             if self._patience is None:
                 self._patience = self._loop.call_later(self._client_seconds, self._give_up)
         elif self._patience is not None:
@@ -90,8 +90,12 @@ class _Connection(RequestHandler):
 
     def _give_up(self) -> None:
         self._patience = None
-        if self.transport is not None and self._waiter is not None and not self._waiter.done():
+        if self.transport is not None and self._in_a_head():
             body = too_slow("the request's head", self._client_seconds).body()
             head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
             self.transport.write(b"HTTP/1.1 408 Request Timeout\r\n" + head.encode() + body)
             self.force_close()
+
+    def _in_a_head(self) -> bool:
+        """Whether what has come is not a whole head yet: no request is being answered, and none has come of it."""
+        return self._request_count == 0 or (self._waiter is not None and not self._waiter.done())

@@ -74,9 +74,10 @@ class ReleaseMetrics:
             if said is not None:
                 self._observe(name, said, factor)
 
-    def ended(self, event: bytes) -> None:
-        """What the last event of a stream says."""
-        if event.startswith(b'data: {"error"'):
+    def ended(self, chunk: bytes) -> None:
+        """What the last event of a stream says, in the last chunk that came."""
+        event = chunk.rpartition(b"\n\ndata: ")[2].removeprefix(b"data: ")
+        if event.startswith(b'{"error"'):
             said = _TYPE.search(event)
             self.failed(said[1].decode() if said else "other")
         for name, count in _TOKENS_TOLD.findall(event):

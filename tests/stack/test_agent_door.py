@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.agent_process import AgentProcess, Answer, running_agent
 from tests.releases import publish
@@ -35,7 +36,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
         minio.clean()
         publish(minio, "moody", model)
         (folder / "models").mkdir()
-        (folder / "models" / "moody.yaml").write_text("node: {response_timeout_s: 3}\n")
+        (folder / "models" / "moody.yaml").write_text("node: {response_timeout_s: 3, batching: static}\n")
         with running_agent(folder, minio, **settings) as process:
             wait_for(lambda: process.call("GET", "/healthz").status == 200, "the agent", 90)
             yield process
@@ -178,6 +179,123 @@ def kill_worker(agent: AgentProcess) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):  # ended already, and not yet waited for
             if "model_service_worker" in " ".join(child.cmdline()):
                 child.kill()
+
+
+# ---- clients that leave
+
+
+def upstream_connections(agent: AgentProcess) -> set[int]:
+    """The agent's own ports of its connections to TorchServe's inference port."""
+    assert agent.process is not None
+    port = agent.ports["TORCHSERVE_INFERENCE_PORT"]
+    connections = psutil.Process(agent.process.pid).net_connections("tcp")
+    return {
+        each.laddr.port
+        for each in connections
+        if each.raddr and each.raddr.port == port and each.status == "ESTABLISHED"
+    }
+
+
+@pytest.mark.parametrize("text", ["sleep 2", "stream 20"])
+def test_the_connection_of_a_client_that_left_is_closed_at_once(agent: AgentProcess, text: str) -> None:
+    """Else a worker would go on for nobody: it learns of it from its own side of that connection."""
+
+    def inflight() -> int:
+        count: int = agent.call("GET", "/status", headers=BEARER).json["models"]["moody"]["inflight"]
+        return count
+
+    before = Figures(agent)
+    with stream(agent, text):
+        wait_for(lambda: inflight() == 1, "the request to be in flight", 5)
+        time.sleep(0.2)  # the worker has it by now
+        during = upstream_connections(agent)
+    left = time.monotonic()
+    wait_for(lambda: len(during - upstream_connections(agent)) == 1, "its connection to be closed", 1, 0.01)
+    assert time.monotonic() - left < 1
+    wait_for(lambda: inflight() == 0, "nothing to be in flight", 1)
+    grown = Figures(agent).since(before)
+    assert grown("weightless_errors_total", type="client_gone") == 1
+    assert grown("weightless_requests_total", code="499") == 1
+    recovered(agent)
+
+
+# ---- figures
+
+
+class Figures:
+    """What GET /metrics says now, by name and labels."""
+
+    def __init__(self, agent: AgentProcess) -> None:
+        text = agent.call("GET", "/metrics", headers=BEARER).raw.decode()
+        self.values = {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def of(self, name: str, **labels: str) -> float:
+        wanted = {"model": "moody", "release": "v1"} | labels
+        return self.values.get((name, frozenset(wanted.items())), 0.0)
+
+    def since(self, before: "Figures") -> Callable[..., float]:
+        return lambda name, **labels: self.of(name, **labels) - before.of(name, **labels)
+
+
+def test_the_metrics_are_what_was_sent(agent: AgentProcess) -> None:
+    before = Figures(agent)
+    for _ in range(3):
+        told = ask(agent, "tell")
+        assert not [name for name in told.headers if name.lower() in ("x-weightless-queue-ms", "x-weightless-batch")]
+    with stream(agent, "stream 5") as connection:
+        while connection.recv(65536):
+            pass
+    ask(agent, "nonsense 1")
+    agent.call("POST", "/predictions/moody", b"{", headers=BEARER)
+    agent.call("POST", "/predictions/nobody", {"input": "x"}, headers=BEARER)
+    grown = Figures(agent).since(before)
+
+    assert grown("weightless_requests_total", code="200") == 4
+    assert grown("weightless_requests_total", code="500") == 1
+    assert grown("weightless_requests_total", code="400") == 1
+    assert grown("weightless_requests_total", code="404", model="", release="") == 1
+    assert grown("weightless_errors_total", type="prediction_failed") == 1
+    assert grown("weightless_errors_total", type="invalid_json") == 1
+    assert grown("weightless_errors_total", type="model_not_found", model="", release="") == 1
+    assert grown("weightless_request_seconds_count") == 5
+
+    assert grown("weightless_queue_seconds_count") == 3
+    assert 0 < grown("weightless_queue_seconds_sum") < 3
+    assert grown("weightless_prompt_tokens_sum") == 3 * 7 + 3
+    assert grown("weightless_generated_tokens_sum") == 3 * 5 + 5
+    assert grown("weightless_batch_size_sum") == 3 * 2
+    assert grown("weightless_time_to_first_token_seconds_bucket", le="0.05") >= 3, (
+        "40 ms were told, of each whole answer"
+    )
+    assert grown("weightless_time_to_first_token_seconds_sum") > 3 * 0.04
+    assert grown("weightless_time_to_first_token_seconds_count") == 4
+    assert grown("weightless_inter_token_seconds_count") == 4, "five pieces, and an end that is none"
+    assert grown("weightless_inter_token_seconds_sum") == pytest.approx(0.4, abs=0.2)
+
+
+def test_errors_are_counted_by_their_type(agent: AgentProcess) -> None:
+    before = Figures(agent)
+    assert kind(ask(agent, "exhaust")) == (507, "out_of_memory")
+    assert kind(ask(agent, "late 504")) == (504, "timeout")
+    grown = Figures(agent).since(before)
+    assert grown("weightless_errors_total", type="out_of_memory") == 1
+    assert grown("weightless_errors_total", type="timeout") == 1
+
+
+def test_an_answer_whose_head_came_early_is_like_any_other(agent: AgentProcess) -> None:
+    """So a worker learns that a client left before the answer is complete; the client sees the status of the end."""
+    before = Figures(agent)
+    told = ask(agent, "late 200")
+    assert (told.status, told.json) == (200, [{"generated_text": "late"}])
+    assert told.headers["Content-Type"] == "application/json"
+    assert int(told.headers["Content-Length"]) == len(told.raw)
+    assert kind(ask(agent, "late 507"))[0] == 507
+    grown = Figures(agent).since(before)
+    assert (grown("weightless_prompt_tokens_sum"), grown("weightless_generated_tokens_sum")) == (7, 5)
 
 
 # ---- a start that cannot be
