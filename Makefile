@@ -105,8 +105,9 @@ restore: ## Bring back what backup saved, same releases and digests: FROM=backup
 # ---- measuring
 
 .PHONY: loadtest bench baseline baseline-stop
-loadtest: ## Load test and its report [PROFILE=quick|coldstart|saturation|soak] [MODEL=…] [USERS=8] [SECONDS=60] [OUT=build/loadtest] [ARGS=…]
-	$(if $(and $(filter coldstart,$(PROFILE)),$(if $(MODEL),,yes)),$(LOCAL) measured)
+loadtest: ## Load test and its report [PROFILE=quick|coldstart|network|compare|saturation|soak] [MODEL=…] [USERS=8] [SECONDS=60] [OUT=build/loadtest] [ARGS=…]
+	$(if $(and $(filter coldstart network,$(PROFILE)),$(if $(MODEL),,yes)),$(LOCAL) measured)
+	$(if $(filter coldstart compare,$(PROFILE)),$(LOCAL) baseline)
 	$(RUN) --service locust --writable "$${OUT:-build/loadtest}" -- -m loadtest --out {folder} \
 	  $(if $(PROFILE),--profile "$$PROFILE") $(if $(MODEL),--model "$$MODEL" --cold-start-model "$$MODEL") \
 	  $(if $(USERS),--users "$$USERS") $(if $(SECONDS),--seconds '$(SECONDS)') $(ARGS)

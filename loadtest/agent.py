@@ -4,6 +4,7 @@ Speaks through geventhttpclient, as Locust's fast user does: it never blocks the
 between the test and what it measures.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -94,7 +95,7 @@ class Agent:
         Raises:
             AgentBusy, BaselineNotRunning, ModelNotServed, ColdStartFailed, AgentUnreachable, AgentRefused.
         """
-        body = {"model": model, "release": release, "variant": arm.variant, "cache": arm.cache, "prompt": prompt}
+        body = {"model": model, "release": release, "prompt": prompt, **arm.order()}
         at = time.time()
         code, answer = self._call("POST", "/coldstart", body, COLD_START_SECONDS)
         if code != HTTPStatus.OK:
@@ -111,8 +112,44 @@ class Agent:
             build_s=answer.get("build_s"),
             archive_bytes=answer.get("archive_bytes"),
             bytes_from_store=answer.get("bytes_from_store"),
-            phases=_seconds(answer.get("phases") or {}),
+            store_sent_bytes=answer.get("store_sent_bytes"),
+            disk_bytes=answer.get("disk_bytes"),
+            peak_memory_bytes=answer.get("peak_memory_bytes"),
+            link_bytes_per_s=answer.get("link_bytes_per_s"),
+            retries=answer.get("retries"),
+            forked=answer.get("forked"),
+            phases={name: float(seconds) for name, seconds in (answer.get("phases") or {}).items()},
         )
+
+    def cold_start_progress(self) -> str:
+        """What the agent is at, in words; empty where it cannot be asked now."""
+        try:
+            code, told = self._call("GET", "/coldstart", None, STATUS_SECONDS)
+        except AgentUnreachable:
+            return ""
+        if code != HTTPStatus.OK or not told.get("busy"):
+            return ""
+        progress = told.get("progress")
+        written = (
+            f", {progress['done'] / 1e6:,.0f} of about {progress['total'] / 1e6:,.0f} MB written" if progress else ""
+        )
+        return f"{told['doing']}{written}"
+
+    def hold(self, model: str) -> str:
+        """Have an embedded form of the model registered on the baseline, to be asked at /baseline/<model>; its release.
+
+        Raises:
+            BaselineNotRunning, ModelNotServed, ColdStartFailed, AgentUnreachable, AgentRefused.
+        """
+        code, answer = self._call("PUT", f"/baseline/{model}", {}, COLD_START_SECONDS)
+        if code != HTTPStatus.OK:
+            raise self._error(code, answer, f"registering {model} on the baseline")
+        return str(answer["release"])
+
+    def let_go(self, model: str) -> None:
+        """End that; an agent that is away has nothing to end."""
+        with contextlib.suppress(AgentUnreachable):
+            self._call("DELETE", f"/baseline/{model}", None, STATUS_SECONDS)
 
     def _call(self, method: str, path: str, body: Any, timeout: float) -> tuple[int, dict[str, Any]]:
         url = URL(self.url)
@@ -142,17 +179,9 @@ class Agent:
         if code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             return AgentRefused(f"{doing}: the agent at {self.url} wants another key: {said}; set API_KEY")
         if kind == "no_baseline":
-            return BaselineNotRunning(
-                f"{doing}: required the stock TorchServe (baseline), found: {said}; start it with `make baseline`"
-            )
+            return BaselineNotRunning(f"{doing}: {said}")
         if code == HTTPStatus.CONFLICT:
             return AgentBusy(f"{doing}: {said}")
         if code == HTTPStatus.NOT_FOUND:
             return ModelNotServed(f"{doing}: {said}")
         return ColdStartFailed(f"{doing}: the agent answered {code}: {said}")
-
-
-def _seconds(ledger: Mapping[str, Any]) -> dict[str, float]:
-    """The phases of a start as name → seconds, in their order; of a whole ledger, its phases only."""
-    phases = ledger.get("phases", ledger)
-    return {name: float(seconds) for name, seconds in phases.items() if isinstance(seconds, int | float)}

@@ -6,7 +6,7 @@ which no user gets its answer.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from loadtest import tables
@@ -14,8 +14,10 @@ from loadtest.coldstart import ARMS, ColdStart
 from loadtest.figures import Spread, shown, three_digits
 from loadtest.recorder import Recorder
 
-COLOURS = ("#4063d8", "#389826", "#cb3c33", "#9558b2", "#e69f00", "#17becf", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22")
-REST, FIRST = "#c9ced6", "#2f3b4a"
+# Seen as well on a white page as on a dark one.
+COLOURS = ("#4c78d8", "#3fa34d", "#d9534f", "#a56cc1", "#e69f00", "#17becf", "#a0705e", "#e377c2", "#bcbd22", "#5fb7a5")
+REST, FIRST = "#9aa3b0", "#6b7c93"
+IN_ORDER = ("register", "start", "resolve", "fetch", "link", "import", "load")
 LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"}
 
 
@@ -30,14 +32,13 @@ class Chart:
     data: list[dict[str, Any]]
     layout: dict[str, Any]
 
-    def as_dict(self) -> dict[str, Any]:
-        return {"key": self.key, "tab": self.tab, "title": self.title, "note": self.note,
-                "data": self.data, "layout": self.layout}  # fmt: skip
+
+PLOTLY = Path(__file__).parent / "vendor" / "plotly-basic.min.js"
 
 
 def plotly_js() -> str:
-    """plotly.js as the plotly package ships it (4.8 MB), so that neither page nor report needs the network."""
-    return (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+    """plotly.js, bars and lines alone (1.2 MB; all of it is 4.8), so that neither page nor report needs the network."""
+    return PLOTLY.read_text(encoding="utf-8")
 
 
 def charts(recorder: Recorder) -> list[Chart]:
@@ -46,7 +47,7 @@ def charts(recorder: Recorder) -> list[Chart]:
     found: list[Chart] = []
     if starts:
         by = tables.groups(starts)
-        found += [_phases(by), _each(by), _archives(by)]
+        found += [_phases(by), _each(by), _taken(by), _due(recorder), _archives(by)]
     found += _latency_over_time(recorder) + _latency_over_load(recorder) + _streams(recorder)
     return [chart for chart in found if chart.data]
 
@@ -60,7 +61,8 @@ def _label(key: tuple[str, str, str]) -> str:
 
 
 def _bars(rows: int) -> dict[str, Any]:
-    return {"barmode": "stack", "height": 160 + 46 * rows, "yaxis": {"autorange": "reversed", "automargin": True},
+    names = {"autorange": "reversed", "automargin": True, "showgrid": False}
+    return {"barmode": "stack", "height": 160 + 46 * rows, "yaxis": names,
             "legend": LEGEND, "margin": {"l": 170, "r": 20, "t": 20}}  # fmt: skip
 
 
@@ -71,7 +73,8 @@ def _median(starts: Sequence[ColdStart], phase: str) -> float:
 
 def _phases(by: Groups) -> Chart:
     """Bars by phase. What the phases do not explain of the time to READY, and the first token, are bars of their own."""
-    names = list(dict.fromkeys(p for starts in by.values() for start in starts for p in start.phases))
+    seen = {p for starts in by.values() for start in starts for p in start.phases}
+    names = [*(p for p in IN_ORDER if p in seen), *sorted(seen.difference(IN_ORDER))]
     labels = [_label(key) for key in by]
     columns: dict[str, list[float]] = {name: [] for name in (*names, "other, to READY", "READY to first token")}
     for starts in by.values():
@@ -106,6 +109,52 @@ def _each(by: Groups) -> Chart:
     ]  # fmt: skip
     layout = {**_bars(len(by)), "showlegend": False, "xaxis": {"title": {"text": "seconds to READY"}, "type": "log"}}
     return Chart("each", "cold-start", "Every start", "One dot a start, on a logarithmic scale.", data, layout)
+
+
+def _taken(by: Groups) -> Chart:
+    """Disk and memory."""
+    kinds = (("disk_bytes", "on disk", COLOURS[5]), ("peak_memory_bytes", "peak memory", COLOURS[4]))
+    labels = [_label(key) for key in by]
+    data = [
+        {"type": "bar", "orientation": "h", "name": name, "y": labels, "marker": {"color": colour},
+         "x": [found.median / 1e6 if (found := tables.spread(starts, what)) else None for starts in by.values()]}
+        for what, name, colour in kinds
+        if any(tables.spread(starts, what) for starts in by.values())
+    ]  # fmt: skip
+    layout = {**_bars(len(by)), "barmode": "group", "xaxis": {"title": {"text": "MB, medians"}, "rangemode": "tozero"}}
+    note = (
+        "On disk: archive, TorchServe's unpacked copy and the node's cache. Memory: the highest sum of Java's and the workers' Pss "
+        "seen during a start; files that were only read or written through the page cache are not in it."
+    )
+    return Chart("taken", "cold-start", "Disk and memory that a start takes", note, data, layout)
+
+
+def _due(recorder: Recorder) -> Chart:
+    """Three bars a form: from the first to the second the zygote's part, from the second to the third the bucket's."""
+    rows = [row for row in tables.due(recorder).rows if str(row["what"]).endswith("to READY")]
+    labels = [f"{str(row['what']).removesuffix(', to READY')}<br>{row['model']}" for row in rows]
+    kinds = (
+        ("stock", "embedded, stock", COLOURS[2]),
+        ("same", "embedded, on the zygote", COLOURS[4]),
+        ("slim", "slim, empty cache", COLOURS[0]),
+    )
+    data = [
+        {"type": "bar", "orientation": "h", "name": name, "y": labels, "x": [row[key] for row in rows],
+         "marker": {"color": colour}, "hovertemplate": "%{x:.3g} s<extra>" + name + "</extra>"}
+        for key, name, colour in kinds
+    ]  # fmt: skip
+    layout = {
+        **_bars(2 * len(rows)),
+        "barmode": "group",
+        "xaxis": {"title": {"text": "seconds to READY, medians"}, "rangemode": "tozero"},
+    }
+    note = (
+        "What the zygote saves: from the first bar to the second, the same archive with forked workers. What the bucket saves: "
+        "from the second to the third, the same workers with the weights in the bucket. Building the archives comes on top, below."
+    )
+    return Chart(
+        "due", "compare", "What is due to the zygote, and what to the bucket", note, data if rows else [], layout
+    )
 
 
 def _archives(by: Groups) -> Chart:

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any
 
-from loadtest import results, tables
+from loadtest import results, tables, terminal
 from loadtest.agent import Agent
 from loadtest.errors import InvalidOption, LoadtestError
 from loadtest.options import NAMES, Options, ServedModels, add_arguments
@@ -18,7 +18,6 @@ from loadtest.settings import LoadtestSettings
 from weightless.errors import WeightlessError
 
 FAILED, CANNOT = 1, 2
-COLUMN = 28
 
 
 class Parser(ArgumentParser):
@@ -103,7 +102,8 @@ def _run(settings: LoadtestSettings, options: Namespace, profile: Profile) -> in
     html, data = _write(options.out, profile.name, found, results.report(found, recorder))
     for table in tables.shown_tables(recorder):
         if table.rows:
-            print(_text(table), flush=True)
+            print(terminal.text(table), flush=True)
+    say("")
     for gate in passed:
         say(f"{'passed' if gate.ok else 'FAILED'}: {gate.name}: required {gate.required}, found {gate.found}")
     say(f"report  {html}\nresult  {data}")
@@ -120,15 +120,3 @@ def _write(out: Path, name: str, found: dict[str, Any], page: str) -> tuple[Path
     except OSError as error:
         raise LoadtestError(f"--out: required a folder that can be written, found {out}: {error.strerror}") from error
     return html, data
-
-
-def _text(table: tables.Table) -> str:
-    """A table for a terminal: one block a row, since fourteen columns fit no terminal."""
-    lines = [f"\n{table.title}"]
-    for row in table.rows:
-        (key, _), *others = table.columns
-        parts = [
-            f"{title.strip()} {'-' if row[k] is None else row[k]}" for k, title in others if row[k] not in ("", None)
-        ]
-        lines.append(f"  {row[key]!s:<{COLUMN}} " + ", ".join(parts))
-    return "\n".join(lines)

@@ -1,16 +1,20 @@
 """Who may run now: cold starts are measured on a quiet stack, also when inference users were picked with them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
 
 class Floor:
-    """Many inference requests at a time, or one cold start alone; a start that waits holds back new requests."""
+    """Many inference requests at a time, or one cold start alone; a start that waits holds back new requests.
+
+    One for each Locust process. `elsewhere` makes the others pause too; see distributed.py.
+    """
 
     def __init__(self) -> None:
+        self.elsewhere: AbstractContextManager[None] = nullcontext()
         self._requests = 0
         self._open = Event()
         self._open.set()
@@ -43,9 +47,17 @@ class Floor:
     def alone(self) -> Iterator[None]:
         """For one cold start: waits until the requests under way have ended, and keeps others out."""
         with self._one:
-            self._open.clear()
             try:
-                self._quiet.wait()
-                yield
+                self.close()
+                with self.elsewhere:
+                    yield
             finally:
-                self._open.set()
+                self.open()
+
+    def close(self) -> None:
+        """Keep new requests out, and wait until those under way have ended."""
+        self._open.clear()
+        self._quiet.wait()
+
+    def open(self) -> None:
+        self._open.set()

@@ -7,10 +7,11 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))  # Locust puts t
 
 from loadtest.plugin import register
 from loadtest.users.coldstart import ColdStartUser
+from loadtest.users.embedded import EmbeddedInferenceUser
 from loadtest.users.embeddings import EmbeddingsUser
 from loadtest.users.inference import InferenceUser
 from loadtest.users.streaming import StreamingUser
 
-__all__ = ["ColdStartUser", "EmbeddingsUser", "InferenceUser", "StreamingUser"]
+__all__ = ["ColdStartUser", "EmbeddedInferenceUser", "EmbeddingsUser", "InferenceUser", "StreamingUser"]
 
 register()

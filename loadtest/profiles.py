@@ -6,7 +6,9 @@ from typing import Any
 
 from locust import User
 
+from loadtest.coldstart import FORMS, SAME_WORKERS
 from loadtest.users.coldstart import ColdStartUser
+from loadtest.users.embedded import EmbeddedInferenceUser
 from loadtest.users.embeddings import EmbeddingsUser
 from loadtest.users.inference import InferenceUser
 from loadtest.users.streaming import StreamingUser
@@ -52,9 +54,40 @@ PROFILES = {
         ),
         Profile(
             "coldstart",
-            "five starts of each variant of falcon-1g: slim against embedded (several minutes)",
+            "five starts of each form of falcon-1g, on stock and on the zygote, and one more worker (about ten minutes)",
             (_COLD,),
+            {
+                "cold_start_variants": [
+                    *(
+                        "slim-cold",
+                        "slim-warm",
+                        *FORMS,
+                        *(form + SAME_WORKERS for form in FORMS),
+                        "worker",
+                        "worker-stock",
+                    )
+                ]
+            },
             needs_baseline=True,
+        ),
+        Profile(
+            "network",
+            "five slim starts of falcon-1g each on loopback, over 10 and 1 Gb/s, and with the store cut off (two minutes)",
+            (_COLD,),
+            {"cold_start_variants": ["slim-cold", "slim-10gbit", "slim-1gbit", "slim-cut"]},
+        ),
+        Profile(
+            "compare",
+            "the same requests to the slim model and to an embedded one on stock TorchServe, in turn (a minute)",
+            tuple(
+                Stage(f"{name} {turn}", user, 4, 15)
+                for name, user, turn in (
+                    ("slim", InferenceUser, 1),
+                    ("embedded", EmbeddedInferenceUser, 1),
+                    ("embedded", EmbeddedInferenceUser, 2),
+                    ("slim", InferenceUser, 2),
+                )
+            ),
         ),
         Profile(
             "saturation",

@@ -115,6 +115,7 @@ class Recorder:
     def __init__(self) -> None:
         self.stage = ""
         self.slo_ms = 2000.0
+        self.epoch = 0
         self.series: dict[Key, Series] = {}
         self.points: dict[Key, list[Point]] = {}
         self.cold_starts: list[ColdStart] = []
@@ -143,29 +144,36 @@ class Recorder:
                 del points[:-POINTS_KEPT]
 
     def forget_requests(self) -> None:
-        """Drop the requests so far (the end of a warm-up, or a reset); cold starts stay."""
+        """Drop the requests so far; cold starts stay."""
         self.series.clear()
         self.points.clear()
         self._recent.clear()
         self._ticked = time.time()
 
+    def end_warmup(self, epoch: int) -> None:
+        """Drop the requests so far, here and in what workers hand over that was recorded before they heard of it."""
+        self.forget_requests()
+        self.epoch = epoch
+
     def forget_all(self) -> None:
         """For a new run."""
-        self.forget_requests()
+        self.end_warmup(0)
         self.cold_starts.clear()
 
     def drain(self) -> dict[str, Any]:
         """What came since the last drain, as plain data; for a worker, which keeps nothing."""
         sent = {
+            "epoch": self.epoch,
             "series": [[k.stage, k.kind, k.model, k.release, s.as_dict()] for k, s in self.series.items()],
             "cold_starts": [start.as_dict() for start in self.cold_starts],
         }
-        self.forget_all()
+        self.forget_requests()
+        self.cold_starts.clear()
         return sent
 
     def merge(self, sent: dict[str, Any]) -> None:
         """On the master: add what a worker drained."""
-        for *key, raw in sent["series"]:
+        for *key, raw in sent["series"] if sent["epoch"] == self.epoch else ():
             self._add(Key(*key), Series.from_dict(raw))
         self.cold_starts.extend(ColdStart(**start) for start in sent["cold_starts"])
 

@@ -19,7 +19,17 @@ from loadtest.recorder import Recorder
 from loadtest.session import Session
 
 SCHEMA = 1
-PACKAGES = ("locust", "geventhttpclient", "gevent", "plotly")
+PACKAGES = ("locust", "geventhttpclient", "gevent")
+SPREADS = (
+    "ready_s",
+    "first_s",
+    "build_s",
+    "archive_bytes",
+    "moved_bytes",
+    "disk_bytes",
+    "peak_memory_bytes",
+    "link_bytes_per_s",
+)
 
 
 @dataclass(frozen=True)
@@ -83,9 +93,7 @@ def figures(recorder: Recorder) -> dict[str, Any]:
     """What was measured: the tables, every cold start, the spread of each arm, the points over time."""
     spreads = {
         f"{model} {release} {arm}": {
-            what: found.as_dict()
-            for what in ("ready_s", "first_s", "build_s", "archive_bytes", "bytes_from_store")
-            if (found := tables.spread(starts, what))
+            what: found.as_dict() for what in SPREADS if (found := tables.spread(starts, what))
         }
         for (model, release, arm), starts in tables.groups(recorder.cold_starts).items()
     }
@@ -97,6 +105,12 @@ def figures(recorder: Recorder) -> dict[str, Any]:
         "points": points,
         "measured": {f"{s.model} {s.release}": s.digest for s in recorder.cold_starts if s.digest},
     }  # fmt: skip
+
+
+def drawing(recorder: Recorder) -> dict[str, Any]:
+    """What page.html draws: the tables and the charts."""
+    shown = {t.key: asdict(t) for t in tables.shown_tables(recorder)}
+    return {"charts": [asdict(chart) for chart in charts(recorder)], "tables": shown}
 
 
 def _served(shared: Session, host: str | None) -> dict[str, Any]:
@@ -122,6 +136,5 @@ def report(found: dict[str, Any], recorder: Recorder) -> str:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    shown = {t.key: {"title": t.title, "columns": t.columns, "rows": t.rows} for t in tables.shown_tables(recorder)}
-    drawn = {"charts": [chart.as_dict() for chart in charts(recorder)], "tables": shown}
+    drawn = drawing(recorder)
     return templates.get_template("page.html").render(live=False, result=found, drawn=drawn, plotly=plotly_js())

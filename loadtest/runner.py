@@ -12,6 +12,7 @@ from locust.env import Environment
 from locust.log import setup_logging
 
 from loadtest import tables
+from loadtest.agent import Agent
 from loadtest.coldstart import Arm, ColdStart
 from loadtest.figures import shown
 from loadtest.profiles import Profile, Stage
@@ -23,7 +24,7 @@ from loadtest.users.coldstart import cold_start_begun, cold_start_done
 log = logging.getLogger("loadtest")
 PROGRESS_SECONDS = 2.0
 DRAIN_SECONDS = 10.0
-LONG_SECONDS = 20.0  # of one cold start, until it is said what is being waited for
+LONG_SECONDS = 10.0  # of one cold start, until it is said what is being waited for
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Run:
         runner = environment.create_local_runner()
         say(f"{label}: {count} user{'s' if count > 1 else ''}" + (f" for {duration:g} s" if duration else ""))
         began = time.monotonic()
-        with Watch(label, self.needs_all_starts) as watch:
+        with Watch(label, self.needs_all_starts, self.session.agent(None)) as watch:
             try:
                 runner.start(count, spawn_rate=count)
                 while not watch.over.wait(PROGRESS_SECONDS):
@@ -93,8 +94,9 @@ class Run:
 class Watch:
     """Follows the events of a stage while it is entered: says each cold start, and sets `over` when the stage has to end."""
 
-    def __init__(self, label: str, needs_all_starts: bool) -> None:
+    def __init__(self, label: str, needs_all_starts: bool, agent: Agent) -> None:
         self.over = Event()
+        self._agent = agent
         self.problem: str | None = None
         self._label = label
         self._needs_all_starts = needs_all_starts
@@ -116,11 +118,11 @@ class Watch:
         now = time.monotonic()
         if self._waiting_for and now - self._said >= LONG_SECONDS:
             self._said = now
-            say(f"{self._label}: {self._waiting_for} ({now - self._since:.0f} s)")
+            doing = self._agent.cold_start_progress()
+            say(f"{self._label}: {self._waiting_for}: {doing or 'waiting'} ({now - self._since:.0f} s)")
 
     def _begun(self, arm: Arm, **_: Any) -> None:
-        building = "; its archive is built before the first start" if arm.embedded else ""
-        self._waiting_for = f"still at {arm.title}{building}"
+        self._waiting_for = arm.title
         self._since = self._said = time.monotonic()
 
     def _done(self, start: ColdStart | None, **_: Any) -> None:
@@ -128,10 +130,11 @@ class Watch:
         if start is None:
             self.over.set()
             return
-        say(f"{self._label}: {_one_start(start)}")
         if start.skipped and self._needs_all_starts:
-            self.problem = str(start.error)
+            self.problem = self.problem or str(start.error)  # said at the end
             self.over.set()
+            return
+        say(f"{self._label}: {_one_start(start)}")
 
     def _over(self, **_: Any) -> None:
         self.over.set()

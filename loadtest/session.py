@@ -1,6 +1,8 @@
 """What the users of one Locust process share: settings, the agent, the recorder, and the plan of the current run."""
 
+import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +10,10 @@ import gevent
 from gevent.lock import BoundedSemaphore
 from locust.event import EventHook
 from locust.exception import StopUser
+from locust.runners import WorkerRunner
 
 from loadtest.agent import Agent, Status
-from loadtest.errors import LoadtestError
+from loadtest.errors import InvalidOption, LoadtestError
 from loadtest.floor import Floor
 from loadtest.options import Options
 from loadtest.recorder import Recorder
@@ -43,13 +46,17 @@ class Session:
         self.recorder = Recorder()
         self.floor = Floor()
         self.problem: str | None = None
+        self.warmed: Callable[[int], None] = lambda epoch: None  # the master of several processes tells the others
         self._plan: Plan | None = None
         self._one = BoundedSemaphore(1)
+        self._warmup: gevent.Greenlet | None = None
+        self._held: dict[str, Agent] = {}
 
     def attach(self, environment: Any) -> "Session":
         """Make the session findable for the environment's users, and start each of its runs afresh."""
         environment.weightless = self
         environment.events.test_start.add_listener(self._on_test_start)
+        environment.events.test_stop.add_listener(self._on_test_stop)
         return self
 
     def agent(self, host: str | None) -> Agent:
@@ -70,9 +77,14 @@ class Session:
                 except LoadtestError as error:
                     raise self.abort(environment, error) from error
                 self.recorder.slo_ms = options.slo_ms
-                if options.warmup_seconds:
-                    gevent.spawn_later(options.warmup_seconds, self._end_warmup, environment)
             return self._plan
+
+    def hold(self, agent: Agent, model: str) -> None:
+        """Have an embedded form of the model on the baseline until the run ends. Raises as `Agent.hold`."""
+        with self._one:
+            if model not in self._held:
+                agent.hold(model)
+                self._held[model] = agent
 
     def abort(self, environment: Any, error: LoadtestError) -> StopUser:
         """End the run for a reason that concerns all of it; the caller raises what this returns.
@@ -89,11 +101,23 @@ class Session:
         self._plan = self.problem = None
         if not self.recorder.stage:  # a headless run keeps the stages before this one
             self.recorder.forget_all()
+        if not isinstance(environment.runner, WorkerRunner):  # one process counts for all
+            with contextlib.suppress(InvalidOption):  # the first user says what is wrong
+                seconds = Options.read(environment.parsed_options).warmup_seconds
+                self._warmup = gevent.spawn_later(seconds, self._end_warmup, environment) if seconds else None
+
+    def _on_test_stop(self, environment: Any, **_: Any) -> None:
+        if self._warmup is not None:
+            self._warmup.kill(block=False)
+        held, self._held = self._held, {}
+        for model, agent in held.items():
+            agent.let_go(model)
 
     def _end_warmup(self, environment: Any) -> None:
         log.info("Warm-up over: requests so far are discarded")
-        environment.runner.stats.reset_all()
-        self.recorder.forget_requests()
+        environment.stats.reset_all()
+        self.recorder.end_warmup(self.recorder.epoch + 1)
+        self.warmed(self.recorder.epoch)
 
 
 def session_of(environment: Any) -> Session:

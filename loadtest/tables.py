@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loadtest.coldstart import ARMS, ColdStart
+from loadtest.coldstart import ARMS, FORMS, PAIRS, SAME_WORKERS, ColdStart
 from loadtest.figures import Spread, ratio, three_digits
 from loadtest.recorder import Key, Recorder
 
 MEGA = 1e6
+STAGES = (("ready_s", "to READY"), ("first_s", "to first token"))
 Cell = str | float | None
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns (key, heading) and rows. Numbers are rounded to three digits; None was not measured.
+    """Columns (key, heading) and rows, and the tab it belongs under. Numbers have three digits; None was not measured.
 
     No column is called `name`: Locust's page would sort the rows by it, and ours have an order.
     """
@@ -25,6 +26,7 @@ class Table:
     title: str
     columns: tuple[tuple[str, str], ...]
     rows: list[dict[str, Cell]]
+    tab: str
 
     def csv(self) -> str:
         """Comma-separated, with the headings in the first line and nothing for what was not measured."""
@@ -67,7 +69,9 @@ def cold_start(recorder: Recorder) -> Table:
         ("first_range", "min to max "),
         ("build", "Archive built in s"),
         ("archive", "Archive MB"),
-        ("moved", "Moved from the store MB"),
+        ("disk", "On disk MB"),
+        ("memory", "Peak memory MB"),
+        ("moved", "Out of the store MB"),
         ("note", "Note"),
     )
     rows: list[dict[str, Cell]] = []
@@ -86,11 +90,13 @@ def cold_start(recorder: Recorder) -> Table:
                 "first_range": _range(first),
                 "build": _three(_median(starts, "build_s")),
                 "archive": _three(_median(starts, "archive_bytes"), MEGA),
-                "moved": _three(_median(starts, "bytes_from_store"), MEGA),
+                "disk": _three(_median(starts, "disk_bytes"), MEGA),
+                "memory": _three(_median(starts, "peak_memory_bytes"), MEGA),
+                "moved": _three(_median(starts, "moved_bytes"), MEGA),
                 "note": errors[-1] if errors else "",
             }
         )
-    return Table("cold-start", "Cold start", columns, rows)
+    return Table("cold-start", "Cold start", columns, rows, "cold-start")
 
 
 def _range(found: Spread | None) -> str | None:
@@ -116,48 +122,90 @@ def samples(recorder: Recorder) -> Table:
         "build_s",
         "archive_bytes",
         "bytes_from_store",
+        "store_sent_bytes",
+        "disk_bytes",
+        "peak_memory_bytes",
+        "link_bytes_per_s",
+        "retries",
+        "forked",
     )
     columns = [(name, name) for name in plain] + [(f"phase_{p}", f"phase_{p}_s") for p in phases] + [("error", "error")]
     rows = [
         {**{n: getattr(s, n) for n in plain}, **{f"phase_{p}": s.phases.get(p) for p in phases}, "error": s.error}
         for s in recorder.cold_starts
     ]
-    return Table("samples", "Each cold start", tuple(columns), rows)
+    return Table("samples", "Each cold start", tuple(columns), rows, "cold-start")
 
 
 def compare(recorder: Recorder) -> Table:
-    """Slim over embedded: ratios of medians. A model and release that has no embedded start has no row."""
+    """Ratios of medians, for the pairs of arms that were both measured with one release."""
     columns = (
-        ("what", "Slim over embedded"),
+        ("what", "Compared"),
         ("model", "Model"),
-        ("slim", "Slim, median s"),
-        ("embedded", "Embedded, median s"),
+        ("of", "Median s"),
+        ("over", "Over median s"),
         ("ratio", "Ratio"),
         ("times", "Times faster"),
     )
     by = groups(recorder.cold_starts)
     rows: list[dict[str, Cell]] = []
-    for (model, release, arm), starts in by.items():
-        if not ARMS[arm].embedded:
-            continue
-        for slim_arm in ("slim-cold", "slim-warm"):
-            slim_starts = by.get((model, release, slim_arm), [])
-            for what, label in (("ready_s", "to READY"), ("first_s", "to first token")):
-                slim, embedded = spread(slim_starts, what), spread(starts, what)
-                of = ratio(slim, embedded)
-                if slim is None or embedded is None or of is None:
+    for model, release in dict.fromkeys((model, release) for model, release, _ in by):
+        for one, other in PAIRS:
+            for what, label in STAGES:
+                of, over = (spread(by.get((model, release, arm), []), what) for arm in (one, other))
+                share = ratio(of, over)
+                if of is None or over is None or share is None:
                     continue
                 rows.append(
                     {
-                        "what": f"{ARMS[slim_arm].title} over {ARMS[arm].title}, {label}",
+                        "what": f"{ARMS[one].title} over {ARMS[other].title}, {label}",
                         "model": f"{model} {release}",
-                        "slim": three_digits(slim.median),
-                        "embedded": three_digits(embedded.median),
-                        "ratio": three_digits(of),
-                        "times": three_digits(1 / of) if of else None,
+                        "of": three_digits(of.median),
+                        "over": three_digits(over.median),
+                        "ratio": three_digits(share),
+                        "times": three_digits(1 / share) if share else None,
                     }
                 )
-    return Table("compare", "Compare", columns, rows)
+    return Table("compare", "Compare", columns, rows, "compare")
+
+
+def due(recorder: Recorder) -> Table:
+    """What the zygote saves and what the bucket saves, apart: the embedded form on stock, the same on the zygote, and slim.
+
+    Below nothing: it costs that much. The fetch of a folder that lies on the disk already is such a cost of the bucket's.
+    """
+    columns = (
+        ("what", "Form"),
+        ("model", "Model"),
+        ("built", "Archive built in s"),
+        ("stock", "Stock s"),
+        ("same", "On the zygote s"),
+        ("slim", "Slim, empty cache s"),
+        ("zygote", "Saved by the zygote s"),
+        ("bucket", "Saved by the bucket s"),
+    )
+    by = groups(recorder.cold_starts)
+    rows: list[dict[str, Cell]] = []
+    for model, release in dict.fromkeys((model, release) for model, release, _ in by):
+        for form, title in FORMS.items():
+            for what, label in STAGES:
+                arms = (form, form + SAME_WORKERS, "slim-cold")
+                stock, same, slim = (_median(by.get((model, release, arm), []), what) for arm in arms)
+                if stock is None or same is None or slim is None:
+                    continue
+                rows.append(
+                    {
+                        "what": f"{title}, {label}",
+                        "model": f"{model} {release}",
+                        "built": _three(_median(by[model, release, form], "build_s")),
+                        "stock": three_digits(stock),
+                        "same": three_digits(same),
+                        "slim": three_digits(slim),
+                        "zygote": three_digits(stock - same),
+                        "bucket": three_digits(same - slim),
+                    }
+                )
+    return Table("due", "What it is due to", columns, rows, "compare")
 
 
 def _name(key: Key) -> str:
@@ -194,7 +242,7 @@ def inference(recorder: Recorder) -> Table:
                 "tokens": _three(one.rate(one.tokens)) if one.tokens else None,
             }
         )
-    return Table("inference", "Inference", columns, rows)
+    return Table("inference", "Inference", columns, rows, "streaming")
 
 
 def streaming(recorder: Recorder) -> Table:
@@ -224,12 +272,12 @@ def streaming(recorder: Recorder) -> Table:
                 "tokens": _three(one.rate(one.tokens)),
             }
         )
-    return Table("streaming", "Streaming", columns, rows)
+    return Table("streaming", "Streaming", columns, rows, "streaming")
 
 
 def shown_tables(recorder: Recorder) -> list[Table]:
     """The tables that the page and the report show, in order."""
-    return [cold_start(recorder), compare(recorder), streaming(recorder), inference(recorder)]
+    return [cold_start(recorder), compare(recorder), due(recorder), streaming(recorder), inference(recorder)]
 
 
 def plain(recorder: Recorder) -> dict[str, Any]:

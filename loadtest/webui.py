@@ -16,11 +16,11 @@ from flask import Blueprint, Response, jsonify, redirect, render_template, reque
 from flask_login import UserMixin, login_user  # type: ignore[import-untyped]
 
 from loadtest import tables
-from loadtest.charts import charts, plotly_js
+from loadtest.charts import plotly_js
 from loadtest.errors import LoadtestError
 from loadtest.options import EMBEDDINGS, GENERATION, NAMES, Options, chosen
 from loadtest.recorder import Recorder
-from loadtest.results import result
+from loadtest.results import drawing, result
 from loadtest.session import Session
 from weightless.errors import SettingsError
 
@@ -76,9 +76,7 @@ def _routes(environment: Any, shared: Session, base: str) -> Blueprint:
     @routes.get("/data.json")
     @guard
     def data() -> Response:
-        shown = {table.key: _as_dict(table) for table in tables.shown_tables(recorder)}
-        found = {"state": environment.runner.state, "charts": [c.as_dict() for c in charts(recorder)], "tables": shown}
-        return jsonify(found)
+        return jsonify({"state": environment.runner.state, **drawing(recorder)})
 
     @routes.get("/plotly.js")
     @guard
@@ -106,10 +104,6 @@ def _attachment(name: str) -> dict[str, str]:
     return {"Content-Disposition": f"attachment; filename={name}"}
 
 
-def _as_dict(table: tables.Table) -> dict[str, Any]:
-    return {"key": table.key, "title": table.title, "columns": table.columns, "rows": table.rows}
-
-
 def _check_form(environment: Any, shared: Session, base: str) -> Response | None:
     """Refuse a start form before Locust takes it over, so that the form itself says what is wrong."""
     if request.method != "POST" or request.path != f"{base}/swarm":
@@ -123,7 +117,7 @@ def _check_form(environment: Any, shared: Session, base: str) -> Response | None
         options = Options.read(given)
         agent = shared.agent(host)
         status = agent.status()
-        if "InferenceUser" in users or "StreamingUser" in users:
+        if {"InferenceUser", "StreamingUser", "EmbeddedInferenceUser"} & set(users):
             chosen(options.model, status.ready(GENERATION), GENERATION, agent.url)
         if "EmbeddingsUser" in users:
             chosen(options.embedding_model, status.ready(EMBEDDINGS), EMBEDDINGS, agent.url)

@@ -77,7 +77,7 @@ def pick_users(browser: WebDriver, wanted: set[str]) -> None:
             box.click()
 
 
-USERS = ("InferenceUser", "StreamingUser", "EmbeddingsUser", "ColdStartUser")
+USERS = ("EmbeddedInferenceUser", "InferenceUser", "StreamingUser", "EmbeddingsUser", "ColdStartUser")
 
 
 def start(browser: WebDriver) -> None:
@@ -100,6 +100,36 @@ def fill(browser: WebDriver, name: str, value: str) -> None:
     field = browser.find_element(By.NAME, name)
     field.send_keys(Keys.CONTROL, "a")
     field.send_keys(value)
+
+
+def framed_row(browser: WebDriver, name: str) -> list[str]:
+    """As `table_row`, of the tables in the frame below Locust's own."""
+    browser.switch_to.frame("weightless")
+    try:
+        rows: list[list[str]] = browser.execute_script(
+            "return [...document.querySelectorAll('tr')].map(r => [...r.cells].map(c => c.innerText))"
+        )
+        return next((cells for cells in rows if name in cells), [])
+    finally:
+        browser.switch_to.default_content()
+
+
+def darken(browser: WebDriver) -> None:
+    """Switch Locust's page to its dark theme."""
+    buttons = browser.find_elements(By.CSS_SELECTOR, "header button")
+    next(button for button in buttons if button.is_displayed() and not button.text).click()
+
+
+def framed_theme(browser: WebDriver) -> list[str]:
+    """The classes of our page in the frame, and the colour behind its charts."""
+    browser.switch_to.frame("weightless")
+    try:
+        found: list[str] = browser.execute_script(
+            "return [document.documentElement.className, document.querySelector('.js-plotly-plot')._fullLayout.paper_bgcolor]"
+        )
+        return found
+    finally:
+        browser.switch_to.default_content()
 
 
 def plots(browser: WebDriver) -> list[str]:

@@ -26,6 +26,7 @@ class DoorUser(FastHttpUser):  # type: ignore[misc]  # Locust ships no types for
     connection_timeout = 5.0
     network_timeout = 120.0
     insecure = False
+    path = "/predictions"
     session: Session
     plan: Plan
     model: str
@@ -62,7 +63,7 @@ class DoorUser(FastHttpUser):  # type: ignore[misc]  # Locust ships no types for
         due = time.perf_counter() if due is None else due
         headers = {**self.session.settings.headers(), "Accept": "text/event-stream" if stream else "application/json"}
         with self.client.post(
-            f"/predictions/{self.model}",
+            f"{self.path}/{self.model}",
             json=body,
             headers=headers,
             name=f"{self.model} {kind}",

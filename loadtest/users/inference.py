@@ -19,6 +19,7 @@ class InferenceUser(DoorUser):
 
     weight = 4
     concurrency = 512
+    kind = "generate"
 
     def on_start(self) -> None:
         self._under_way = Group()
@@ -49,7 +50,7 @@ class InferenceUser(DoorUser):
         options = self.plan.options
         tokens = self.random.randint(*options.answer_tokens)
         body = bodies.generation(options.prompt_words, tokens, self.random)
-        self.predict_and_record("generate", body, self._read, due=due)
+        self.predict_and_record(self.kind, body, self._read, due=due)
 
     @staticmethod
     def _read(exchange: Exchange) -> None:

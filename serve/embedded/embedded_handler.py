@@ -65,7 +65,8 @@ class EmbeddedHandler(BaseHandler):  # type: ignore[misc]
                 body = json.loads(body) if isinstance(body, bytes | bytearray | str) else body
                 texts = [body["input"]] if isinstance(body["input"], str) else list(body["input"])
                 parameters = body.get("parameters") or {}
-                found = self.generate(texts, parameters) if self.generates else self.embed(texts)
+                details = bool(body.get("details"))
+                found = self.generate(texts, parameters, details) if self.generates else self.embed(texts)
                 answers.append(json.dumps(found[0] if isinstance(body["input"], str) else found))
             except Exception as error:
                 logger.warning("a request failed", exc_info=error)
@@ -74,8 +75,8 @@ class EmbeddedHandler(BaseHandler):  # type: ignore[misc]
         return answers
 
     @torch.inference_mode()
-    def generate(self, texts: list[str], parameters: dict[str, Any]) -> list[Any]:
-        """[{"generated_text"}] for each text."""
+    def generate(self, texts: list[str], parameters: dict[str, Any], details: bool = False) -> list[Any]:
+        """[{"generated_text"}] for each text, with `details` also {"generated_tokens"}: how many, without padding."""
         options = DEFAULTS | parameters
         full = options.pop("return_full_text", True)
         seed, stop = options.pop("seed", None), options.pop("stop", None)
@@ -87,9 +88,14 @@ class EmbeddedHandler(BaseHandler):  # type: ignore[misc]
             options |= {"stop_strings": stop, "tokenizer": self.tokenizer}
         encoded = self.tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False).to(self.device)
         tokens = self.model.generate(**encoded, pad_token_id=self.tokenizer.pad_token_id, **options)
-        new = self.tokenizer.batch_decode(tokens[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+        new = tokens[:, encoded["input_ids"].shape[1] :]
+        answers = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        counts = [
+            {"generated_tokens": int(count)} if details else {} for count in (new != self.tokenizer.pad_token_id).sum(1)
+        ]
         return [
-            [{"generated_text": text + answer if full else answer}] for text, answer in zip(texts, new, strict=True)
+            [{"generated_text": text + answer if full else answer, **count}]
+            for text, answer, count in zip(texts, answers, counts, strict=True)
         ]
 
     @torch.inference_mode()

@@ -4,22 +4,34 @@ Everything else is tested against the real agent. Run as a program it prints its
 """
 
 import asyncio
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from aiohttp import web
 
-PREDICT_S, EMBED_S = 0.150, 0.060
+PREDICT_S, EMBEDDED_S, EMBED_S = 0.150, 0.210, 0.060
+ANSWER = [{"generated_text": "a known sentence", "generated_tokens": 3, "finish_reason": "stop"}]
 FIRST_TOKEN_S, BETWEEN_S, TOKENS = 0.240, 0.040, 6
 DIGEST = "blake3:" + "5e" * 32
 STARTS: dict[tuple[str, str], dict[str, Any]] = {
     ("slim", "cold"): {"ready_s": 1.23, "first_s": 1.45, "build_s": None, "archive_bytes": 31_000,
-                       "bytes_from_store": 960_000_000, "phases": {"fetch": 0.8, "load": 0.3}},
+                       "bytes_from_store": 960_000_000, "store_sent_bytes": 962_000_000, "disk_bytes": 961_000_000,
+                       "peak_memory_bytes": 1_150_000_000, "phases": {"fetch": 0.8, "load": 0.3}},
     ("slim", "warm"): {"ready_s": 0.321, "first_s": 0.521, "build_s": None, "archive_bytes": 31_000,
                        "bytes_from_store": 0, "phases": {"load": 0.3}},
-    ("mar", "cold"): {"ready_s": 15.4, "first_s": 16.0, "build_s": 84.9, "archive_bytes": 764_000_000,
-                      "bytes_from_store": 0, "phases": {"unpack": 9.1, "load": 4.2}},
+    ("mar", "baseline"): {"ready_s": 15.4, "first_s": 16.0, "build_s": 84.9, "archive_bytes": 764_000_000,
+                          "bytes_from_store": 0, "phases": {"register": 9.1, "import": 4.2},
+                          "disk_bytes": 1_730_000_000, "peak_memory_bytes": 1_310_000_000},
+    ("mar", "zygote"): {"ready_s": 10.4, "first_s": 10.6, "build_s": None, "archive_bytes": 764_000_000,
+                        "bytes_from_store": 0, "phases": {"register": 9.1, "load": 0.3},
+                        "disk_bytes": 1_730_000_000, "peak_memory_bytes": 1_210_000_000},
+    ("worker", "zygote"): {"ready_s": 0.22, "first_s": None, "build_s": None, "archive_bytes": 0, "bytes_from_store": 0,
+                           "store_sent_bytes": 3000, "phases": {"load": 0.1}, "disk_bytes": 0},
+    ("worker", "baseline"): {"ready_s": 4.4, "first_s": None, "build_s": None, "archive_bytes": 0, "bytes_from_store": 0,
+                             "phases": {"import": 4.0}, "disk_bytes": 0},
 }  # fmt: skip
 STATUS = {
     "version": "0.0-fake", "healthy": True, "device": {"type": "cpu"},
@@ -29,7 +41,10 @@ STATUS = {
     },
 }  # fmt: skip
 KNOWN = ("falcon-tiny", "falcon-1g")
+NO_BASELINE = "required the baseline TorchServe at http://127.0.0.1:8185, found no answer; `make baseline` starts it"
 busy = asyncio.Lock()
+running = overlaps = 0  # predictions under way; how often one ran beside a cold start
+held: set[str] = set()
 
 
 def refuse(code: int, kind: str, message: str) -> web.Response:
@@ -46,10 +61,27 @@ async def keyed(request: web.Request, handler: Any) -> web.StreamResponse:
 
 
 async def status(_: web.Request) -> web.Response:
-    return web.json_response(STATUS)
+    return web.json_response({**STATUS, "overlaps": overlaps})
+
+
+@contextlib.contextmanager
+def alongside() -> Iterator[None]:
+    """For one prediction."""
+    global running, overlaps
+    running += 1
+    overlaps += busy.locked()
+    try:
+        yield
+    finally:
+        running -= 1
 
 
 async def predict(request: web.Request) -> web.StreamResponse:
+    with alongside():
+        return await answered(request)
+
+
+async def answered(request: web.Request) -> web.StreamResponse:
     body = await request.json()
     if body["input"] == "fail" or os.environ.get("FAKE_FAILS"):
         return refuse(503, "overloaded", "required fewer than 256 requests, found 256")
@@ -59,8 +91,7 @@ async def predict(request: web.Request) -> web.StreamResponse:
     if body.get("stream"):
         return await stream(request)
     await asyncio.sleep(PREDICT_S)
-    answer = [{"generated_text": "a known sentence", "generated_tokens": 3, "finish_reason": "stop"}]
-    return web.json_response(answer, headers={"X-Weightless-Model": "falcon-tiny", "X-Weightless-Release": "v1"})
+    return web.json_response(ANSWER, headers={"X-Weightless-Model": "falcon-tiny", "X-Weightless-Release": "v1"})
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
@@ -77,23 +108,43 @@ async def stream(request: web.Request) -> web.StreamResponse:
 
 
 async def cold_start(request: web.Request) -> web.Response:
+    global overlaps
     body = await request.json()
     if busy.locked():
         return refuse(409, "busy", "another cold start is being measured")
     if body["model"] not in KNOWN or (body["model"] == "falcon-1g" and os.environ.get("FAKE_WITHOUT_1G")):
         return refuse(404, "model_not_found", f"required a model with a release, found {body['model']!r}")
-    if body["variant"] != "slim" and os.environ.get("FAKE_WITHOUT_BASELINE"):
-        return refuse(503, "no_baseline", "no baseline answers")
+    if body["on"] == "baseline" and os.environ.get("FAKE_WITHOUT_BASELINE"):
+        return refuse(503, "no_baseline", NO_BASELINE)
     async with busy:
+        overlaps += running
         await asyncio.sleep(0.05)
-    known = STARTS[(body["variant"], body["cache"])]
+    known = STARTS[(body["variant"], body["cache" if body["variant"] == "slim" else "on"])]
     return web.json_response({"model": body["model"], "release": "v1", "digest": DIGEST, **known})
+
+
+async def baseline(request: web.Request) -> web.StreamResponse:
+    if os.environ.get("FAKE_WITHOUT_BASELINE"):
+        return refuse(503, "no_baseline", NO_BASELINE)
+    model = request.match_info["model"]
+    if request.method == "DELETE":
+        held.discard(model)
+        return web.json_response({"model": model, "held": False})
+    if request.method == "PUT":
+        held.add(model)
+        return web.json_response({"model": model, "release": "v1", "digest": DIGEST, "variant": "no-archive"})
+    if model not in held:
+        return refuse(404, "not_held", "required PUT first")
+    with alongside():
+        await asyncio.sleep(EMBEDDED_S)
+    return web.json_response(ANSWER, headers={"X-Weightless-Release": "v1"})
 
 
 async def main() -> None:
     app = web.Application(middlewares=[keyed])
     app.add_routes([
         web.get("/status", status), web.post("/predictions/{model}", predict), web.post("/coldstart", cold_start),
+        web.route("*", "/baseline/{model}", baseline),
     ])  # fmt: skip
     runner = web.AppRunner(app)
     await runner.setup()

@@ -4,9 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.services import ROOT
 from tests.stack import fake_slow_agent as fake
@@ -96,13 +100,31 @@ def test_a_missed_latency_fails_the_run(tmp_path: Path) -> None:
 
 
 def test_coldstart_measures_the_big_model_and_says_ratios(tmp_path: Path) -> None:
+    arms = ("--cold-start-variants", "slim-cold", "mar", "mar-zygote", "worker", "worker-stock")
     with fake_agent(tmp_path) as agent:
-        run = loadtest(agent, tmp_path / "out", "--profile", "coldstart", "--cold-start-samples", "2")
+        run = loadtest(agent, tmp_path / "out", "--profile", "coldstart", "--cold-start-samples", "2", *arms)
     assert run.returncode == 0, run.stderr
     compare = rows(read(tmp_path / "out", "coldstart"), "compare")
     assert compare["slim, empty cache over embedded .mar, to READY"] == {
         "what": "slim, empty cache over embedded .mar, to READY", "model": "falcon-1g v1",
-        "slim": 1.23, "embedded": 15.4, "ratio": 0.0799, "times": 12.5}  # fmt: skip
+        "of": 1.23, "over": 15.4, "ratio": 0.0799, "times": 12.5}  # fmt: skip
+    assert compare["one more worker over one more worker, stock, to READY"]["ratio"] == 0.05
+    assert (tmp_path / "out" / "coldstart.html").stat().st_size < 1_500_000
+    assert "one more worker over one more worker, stock, to READY" in run.stdout
+
+
+def test_compare_asks_the_embedded_form_too_and_lets_it_go(tmp_path: Path) -> None:
+    with fake_agent(tmp_path) as agent:
+        run = loadtest(agent, tmp_path / "out", "--profile", "compare", "--seconds", "2")
+        left = urllib.request.Request(f"{agent}/baseline/falcon-tiny", b"{}", method="POST")
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(left)
+    assert run.returncode == 0, run.stderr
+    inference = rows(read(tmp_path / "out", "compare"), "inference")
+    for turn in (1, 2):
+        for name, known_s in (("generate (slim", fake.PREDICT_S), ("embedded (embedded", fake.EMBEDDED_S)):
+            row = inference[f"falcon-tiny v1 {name} {turn})"]
+            assert known_s * 1000 <= row["p50"] < known_s * 1000 + 80, row
 
 
 def test_no_agent_says_what_to_do(tmp_path: Path) -> None:
@@ -120,12 +142,10 @@ def test_no_baseline_says_what_to_do(tmp_path: Path) -> None:
         coldstart = loadtest(agent, tmp_path / "out", "--profile", "coldstart")
         quick = loadtest(agent, tmp_path / "out", "--profile", "quick", "--seconds", "1")
     assert coldstart.returncode == 2
-    assert "start it with `make baseline`" in coldstart.stderr
+    assert coldstart.stderr.splitlines()[-1] == f"loadtest: starting falcon-1g (embedded .mar): {fake.NO_BASELINE}"
     assert not (tmp_path / "out" / "coldstart.json").exists(), "no result of half an experiment"
     assert quick.returncode == 0, "the quick profile does without, and says so"
-    assert (
-        "start it with `make baseline`" in rows(read(tmp_path / "out", "quick"), "cold-start")["embedded .mar"]["note"]
-    )
+    assert "`make baseline` starts it" in rows(read(tmp_path / "out", "quick"), "cold-start")["embedded .mar"]["note"]
 
 
 def test_another_key_is_refused(tmp_path: Path) -> None:

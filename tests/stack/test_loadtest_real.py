@@ -11,11 +11,13 @@ from tests.services import ROOT, MinioServer, free_port, wait_for
 from tests.stack.test_loadtest_headless import loadtest, read, rows
 from tests.stack.test_locust_ui import get, process
 
+ARMS = ("slim-cold", "slim-warm", "slim-10gbit", "mar", "mar-zygote", "worker")
+
 
 @contextmanager
 def baseline(folder: Path) -> Iterator[dict[str, str]]:
     """A stock TorchServe; yields what the agent must be told about it."""
-    names = ("INFERENCE", "MANAGEMENT", "METRICS", "WORKER")
+    names = ("INFERENCE", "MANAGEMENT", "METRICS", "USAGE", "WORKER")
     ports = {f"BASELINE_{name}_PORT": str(free_port()) for name in names}
     store = folder / "store"
     told = {"STATE_DIR": str(folder), "BASELINE_STORE": str(store), "PYTHONPATH": str(ROOT)} | ports
@@ -26,6 +28,7 @@ def baseline(folder: Path) -> Iterator[dict[str, str]]:
         yield {
             "BASELINE_INFERENCE_URL": inference,
             "BASELINE_MANAGEMENT_URL": f"http://127.0.0.1:{ports['BASELINE_MANAGEMENT_PORT']}",
+            "BASELINE_USAGE_URL": f"http://127.0.0.1:{ports['BASELINE_USAGE_PORT']}",
             "BASELINE_STORE": str(store),
         }
 
@@ -40,7 +43,9 @@ def test_every_kind_of_request_and_start_on_the_real_stack(
     with baseline(tmp_path / "baseline") as told, running_agent(tmp_path / "agent", minio_server, **told) as agent:
         agent.wait_healthy()
         arguments = ("--profile", "quick", "--seconds", "2", "--cold-start-samples", "2", "--cold-start-model", "auto")
-        run = loadtest(agent.url, tmp_path / "out", *arguments)
+        run = loadtest(agent.url, tmp_path / "out", *arguments, "--cold-start-variants", *ARMS)
+        assert run.returncode == 0, run.stderr
+        run = loadtest(agent.url, tmp_path / "out", "--profile", "compare", "--seconds", "2", "--users", "1")
         assert run.returncode == 0, run.stderr
 
     found = read(tmp_path / "out", "quick")
@@ -53,16 +58,23 @@ def test_every_kind_of_request_and_start_on_the_real_stack(
     assert 0 < stream["first_p50"] <= stream["first_p95"] and stream["tokens"] > 1, stream
 
     starts = found["cold_starts"]["starts"]
-    assert [(s["arm"], s["error"]) for s in starts] == [
-        (arm, None) for arm in ("slim-cold", "slim-warm", "mar", "mar", "slim-warm", "slim-cold")
-    ]
+    assert [(s["arm"], s["error"]) for s in starts] == [(arm, None) for arm in (*ARMS, *reversed(ARMS))]
     for start in starts:
         assert (start["model"], start["release"], start["digest"]) == ("falcon-1g", "v1", release.digest)
-        assert 0 < start["ready_s"] < start["first_s"]
-        moved = {"slim-cold": release.content.size, "slim-warm": 0, "mar": 0}[start["arm"]]
-        assert start["bytes_from_store"] == moved, start
-        assert start["phases"] or start["arm"] == "mar", start
+        assert start["arm"] == "worker" or 0 < start["ready_s"] < start["first_s"]
+        fetches = start["arm"] in ("slim-cold", "slim-10gbit")
+        assert start["bytes_from_store"] == (release.content.size if fetches else 0), start
+        assert (start["store_sent_bytes"] >= release.content.size) is fetches, "by MinIO's own counter"
+        assert start["phases"]["load"] > 0 and start["peak_memory_bytes"] and start["forked"] is (start["arm"] != "mar")
     by = {row["what"]: row for row in found["tables"]["cold-start"]}
     assert by["embedded .mar"]["build"] > 0
     # An archive with the weights is as big as they are; the slim one is not.
     assert by["slim, empty cache"]["archive"] < 0.1 < by["embedded .mar"]["archive"]
+    assert {row["what"] for row in found["tables"]["due"]} == {
+        "embedded .mar, to READY",
+        "embedded .mar, to first token",
+    }
+    compared = rows(read(tmp_path / "out", "compare"), "inference")
+    assert len(compared) == 4
+    for row in compared.values():
+        assert row["requests"] >= 1 and row["failures"] == 0 and row["tokens"] > 1, row

@@ -25,7 +25,10 @@ from selenium.webdriver.support.ui import WebDriverWait
 from tests.browser import (
     begin,
     chromium,
+    darken,
     fill,
+    framed_row,
+    framed_theme,
     needs_browser,
     open_tab,
     pick_users,
@@ -40,6 +43,7 @@ from tests.services import ROOT, free_port, wait_for
 from tests.stack import fake_slow_agent as fake
 
 KEY = "a-key-that-must-not-be-shown"
+ARMS = ("slim-cold", "slim-warm", "mar", "mar-zygote", "worker", "worker-stock")
 
 
 @contextmanager
@@ -95,7 +99,8 @@ def browser(tmp_path: Path) -> Iterator[WebDriver]:
 
 @needs_browser
 def test_from_the_start_form_to_filled_tables_and_charts(browser: WebDriver, tmp_path: Path) -> None:
-    with fake_agent(tmp_path) as agent, locust(tmp_path, agent) as url:
+    variants = ("--cold-start-variants", *ARMS)
+    with fake_agent(tmp_path) as agent, locust(tmp_path, agent, *variants) as url:
         wait = begin(browser, url)
         assert browser.find_element(By.NAME, "host").get_attribute("value") == agent
         shoot(browser, "locust-form")
@@ -105,6 +110,8 @@ def test_from_the_start_form_to_filled_tables_and_charts(browser: WebDriver, tmp
         generate = wait.until(lambda b: table_row(b, "falcon-tiny generate"))
         shoot(browser, "locust-statistics")
         assert fake.PREDICT_S * 1000 <= float(generate[4]) < fake.PREDICT_S * 1000 + 100, generate
+        embedded = wait.until(lambda b: table_row(b, "falcon-tiny embedded"))
+        assert fake.EMBEDDED_S * 1000 <= float(embedded[4]) < fake.EMBEDDED_S * 1000 + 100, embedded
 
         open_tab(browser, "Cold start")
         wait.until(
@@ -112,15 +119,24 @@ def test_from_the_start_form_to_filled_tables_and_charts(browser: WebDriver, tmp
         )
         cold = table_row(browser, "slim, empty cache")
         assert cold == ["slim, empty cache", "falcon-1g v1", "5", "0", "1.23", "1.23 to 1.23", "1.45", "1.45 to 1.45",
-                        "-", "0.031", "960", ""]  # fmt: skip
-        assert table_row(browser, "embedded .mar")[4:10] == ["15.4", "15.4 to 15.4", "16", "16 to 16", "84.9", "764"]
-        wait.until(lambda b: {"From the trigger to the first token, by phase", "Every start"} <= set(plots(b)))
+                        "-", "0.031", "961", "1150", "962", ""]  # fmt: skip
+        assert table_row(browser, "embedded .mar")[4:12] == [
+            "15.4", "15.4 to 15.4", "16", "16 to 16", "84.9", "764", "1730", "1310"]  # fmt: skip
+        assert table_row(browser, "one more worker")[4:7] == ["0.22", "0.22 to 0.22", "-"]
+        wanted = {"From the trigger to the first token, by phase", "Every start", "Disk and memory that a start takes"}
+        wait.until(lambda b: wanted <= set(plots(b)))
         shoot(browser, "locust-cold-start")
 
         open_tab(browser, "Compare")
         ratio = wait.until(lambda b: table_row(b, "slim, empty cache over embedded .mar, to READY"))
         assert ratio[2:] == ["1.23", "15.4", "0.0799", "12.5"]
-        wait.until(lambda b: {"Building what is registered", "Latency over time"} <= set(plots(b)))
+        wanted = {
+            "What is due to the zygote, and what to the bucket",
+            "Building what is registered",
+            "Latency over time",
+        }
+        wait.until(lambda b: wanted <= set(plots(b)))
+        assert framed_row(browser, "embedded .mar, to READY")[2:] == ["84.9", "15.4", "10.4", "1.23", "5", "9.17"]
         shoot(browser, "locust-compare")
 
         open_tab(browser, "Streaming")
@@ -131,9 +147,18 @@ def test_from_the_start_form_to_filled_tables_and_charts(browser: WebDriver, tmp
         wait.until(lambda b: plots(b) == ["Time to first token, and between tokens"])
         shoot(browser, "locust-streaming")
 
+        assert framed_theme(browser) == ["", "#fff"]
+        darken(browser)
+        wait.until(lambda b: framed_theme(b) == ["dark", "#121212"])
+        for title in ("Streaming", "Compare", "Cold start"):
+            open_tab(browser, title)
+            wait.until(lambda b: plots(b) and framed_theme(b)[0] == "dark")
+            shoot(browser, f"locust-dark-{title.lower().replace(' ', '-')}")
+
         # Cold starts are an experiment of their own: none of them is among Locust's requests.
         names = {row["name"] for row in json.loads(get(f"{url}/stats/requests"))["stats"]}
-        assert names == {"falcon-tiny generate", "falcon-tiny stream", "minilm embed", "Aggregated"}
+        kinds = {"falcon-tiny generate", "falcon-tiny embedded", "falcon-tiny stream", "minilm embed"}
+        assert names == kinds | {"Aggregated"}
         log = browser.get_log("browser")  # type: ignore[attr-defined]
         # Locust alone keeps two digits: of nine times of 60 to 600 ms, each would be a multiple of 10.
         kept = [
@@ -146,8 +171,8 @@ def test_from_the_start_form_to_filled_tables_and_charts(browser: WebDriver, tmp
         assert not errors, errors
 
         samples = list(csv.DictReader(io.StringIO(get(f"{url}/weightless/samples.csv"))))
-        assert len(samples) == 15
-        assert [row["arm"] for row in samples[:6]] == ["slim-cold", "slim-warm", "mar", "mar", "slim-warm", "slim-cold"]
+        assert len(samples) == 5 * len(ARMS)
+        assert [row["arm"] for row in samples[: 2 * len(ARMS)]] == [*ARMS, *reversed(ARMS)]
         found = get(f"{url}/weightless/result.json")
         assert json.loads(found)["agent"]["models"]["falcon-tiny"]["digest"] == fake.DIGEST
 
@@ -177,7 +202,7 @@ def test_cold_starts_alone_end_by_themselves(browser: WebDriver, tmp_path: Path)
         open_tab(browser, "Cold start")
         # falcon-1g is not published here: the small model is measured instead.
         wait.until(lambda b: table_row(b, "slim, warm cache")[1:3] == ["falcon-tiny v1", "5"])
-        assert "start it with `make baseline`" in table_row(browser, "embedded .mar")[-1]
+        assert "`make baseline` starts it" in table_row(browser, "embedded .mar")[-1]
         shoot(browser, "locust-no-baseline")
         assert "measuring falcon-tiny instead" in (tmp_path / "locust.log").read_text()
 
@@ -211,13 +236,13 @@ def test_two_workers_report_to_one_master(tmp_path: Path) -> None:
         process(worker, {"AGENT_URL": agent}, tmp_path / "worker2.log"),
     ):
         wait_for(lambda: json.loads(get(f"{url}/worker-count"))["worker_count"] == 2, "two workers")
-        form = {"user_count": "8", "spawn_rate": "8", "host": agent, "cold_start_samples": "2"}
+        form = {"user_count": "8", "spawn_rate": "8", "host": agent, "cold_start_samples": "4"}
         assert json.loads(post(f"{url}/swarm", form))["success"]
 
         def data() -> dict[str, Any]:
             return json.loads(get(f"{url}/weightless/data.json"))["tables"]  # type: ignore[no-any-return]
 
-        wait_for(lambda: [row["good"] for row in data()["cold-start"]["rows"]] == [2, 2, 2], "two starts of each")
+        wait_for(lambda: [row["good"] for row in data()["cold-start"]["rows"]] == [4, 4, 4], "four starts of each")
         assert [row["ready"] for row in data()["cold-start"]["rows"]] == [1.23, 0.321, 15.4]
         post(f"{url}/stop", {})
         wait_for(lambda: json.loads(get(f"{url}/stats/requests"))["state"] == "stopped", "the run to stop")
@@ -225,9 +250,11 @@ def test_two_workers_report_to_one_master(tmp_path: Path) -> None:
         def same() -> bool:
             ours = {row["what"]: row["requests"] for row in data()["inference"]["rows"]}
             theirs = {row["name"]: row["num_requests"] for row in json.loads(get(f"{url}/stats/requests"))["stats"]}
-            return len(ours) == 3 and sum(ours.values()) == theirs["Aggregated"]
+            return len(ours) == 4 and sum(ours.values()) == theirs["Aggregated"]
 
         wait_for(same, "as many requests in our tables as in Locust's own", 20)
+        # The users of the other worker paused too while a start was measured.
+        assert json.loads(get(f"{agent}/status"))["overlaps"] == 0
 
 
 def post(url: str, form: dict[str, str]) -> str:

@@ -1,6 +1,7 @@
 """The baseline must be a fair one: it takes the same bodies and says the same as the slim archive's handler."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tasks.shared.contract import Node
 from ts.context import Context, RequestProcessor
 from ts.utils.util import list_classes_from_module
 
-from serve.embedded import embedded_handler
+from serve.embedded import START_HEADER, embedded_handler
 from serve.embedded.embedded_handler import EmbeddedHandler
 from tests.tiny_models import make_causal
 
@@ -45,7 +46,18 @@ def test_it_generates_the_same_text(kind: str, tmp_path: Path) -> None:
         {"input": "To", "parameters": {"do_sample": False, "max_length": 12}},
     ]
     ours = task.run([task.parse(body) for body in bodies], lambda events: None)
-    assert ask(*baseline(folder), *bodies) == ours
+    handler, context = baseline(folder)
+    assert ask(handler, context, *bodies) == ours
+    detailed = ask(handler, context, bodies[0] | {"details": True})[0][0]
+    assert detailed == ours[0][0] | {"generated_tokens": 9}
+
+
+def test_each_answer_tells_of_its_workers_start(tmp_path: Path) -> None:
+    handler, context = baseline(make_causal(tmp_path, "falcon"))
+    ask(handler, context, {"input": "A", "parameters": {"max_new_tokens": 1}})
+    told = json.loads(context.get_response_headers(0)[START_HEADER])
+    assert told["pid"] == os.getpid() and list(told["phases"]) == ["import", "load"]
+    assert min(told["phases"].values()) > 0
 
 
 def test_it_embeds_the_same_vectors(samples: Path) -> None:

@@ -8,11 +8,12 @@ import math
 
 import pytest
 
+from loadtest import terminal
 from loadtest.charts import charts
 from loadtest.coldstart import ARMS, ColdStart, interleaved
 from loadtest.figures import Histogram, Spread, ratio, shown, three_digits
 from loadtest.recorder import Key, Outcome, Recorder, Series
-from loadtest.tables import cold_start, compare, inference, samples, streaming
+from loadtest.tables import cold_start, compare, due, inference, samples, streaming
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,15 @@ def measured() -> Recorder:
     recorder = Recorder()
     for ready in (1.0, 1.5, 1.1):
         recorder.record_cold_start(
-            start("slim-cold", ready, ready + 0.5, bytes_from_store=960_000_000, phases={"fetch": 0.7, "load": 0.1})
+            start(
+                "slim-cold",
+                ready,
+                ready + 0.5,
+                bytes_from_store=960_000_000,
+                disk_bytes=961_000_000,
+                peak_memory_bytes=1_234_000_000,
+                phases={"fetch": 0.7, "load": 0.1},
+            )
         )
     for ready in (20.0, 10.0):
         built = 80.0 if ready == 20.0 else None
@@ -124,19 +133,50 @@ def test_the_tables_of_cold_starts() -> None:
     slim, mar = cold_start(measured()).rows
     assert slim == {
         "what": "slim, empty cache", "model": "m v1", "good": 3, "failed": 0, "ready": 1.1, "ready_range": "1 to 1.5",
-        "first": 1.6, "first_range": "1.5 to 2", "build": None, "archive": None, "moved": 960, "note": "",
+        "first": 1.6, "first_range": "1.5 to 2", "build": None, "archive": None, "disk": 961, "memory": 1230,
+        "moved": 960, "note": "",
     }  # fmt: skip
     assert (mar["good"], mar["failed"], mar["ready"], mar["build"], mar["archive"]) == (2, 1, 15, 80, 764)
     assert mar["note"] == "it did not start"
     ready, first = compare(measured()).rows
-    assert (ready["slim"], ready["embedded"], ready["ratio"], ready["times"]) == (1.1, 15, 0.0733, 13.6)
-    assert (first["slim"], first["embedded"], first["ratio"]) == (1.6, 16, 0.1)
+    assert (ready["of"], ready["over"], ready["ratio"], ready["times"]) == (1.1, 15, 0.0733, 13.6)
+    assert (first["of"], first["over"], first["ratio"]) == (1.6, 16, 0.1)
+
+
+def test_what_is_due_to_the_zygote_and_what_to_the_bucket() -> None:
+    """By hand: stock 15, on the zygote 10 (median of 9, 10 and 12), slim 1.1."""
+    recorder = measured()
+    assert due(recorder).rows == [], "two of the three say nothing"
+    for ready in (9.0, 12.0, 10.0):
+        recorder.record_cold_start(start("mar-zygote", ready, ready + 0.2))
+    ready_row, first_row = due(recorder).rows
+    assert ready_row == {
+        "what": "embedded .mar, to READY", "model": "m v1", "built": 80, "stock": 15, "same": 10, "slim": 1.1,
+        "zygote": 5, "bucket": 8.9,
+    }  # fmt: skip
+    assert (first_row["zygote"], first_row["bucket"]) == (5.8, 8.6)
+    chart = next(chart for chart in charts(recorder) if chart.key == "due")
+    assert [trace["x"] for trace in chart.data] == [[15], [10], [1.1]]
+
+
+def test_what_minio_counted_goes_before_what_the_worker_counted() -> None:
+    counted = start("slim-cold", 1, 2, bytes_from_store=960, store_sent_bytes=965)
+    assert (counted.moved_bytes, start("slim-cold", 1, 2, bytes_from_store=960).moved_bytes) == (965, 960)
+
+
+def test_a_terminal_shows_what_there_is_and_fits() -> None:
+    lines = terminal.text(cold_start(measured())).splitlines()
+    assert lines[1] == "Cold start: m v1"
+    assert max(map(len, lines)) <= 120
+    row = next(line for line in lines if line.startswith("embedded .mar "))
+    assert row.split()[2:] == ["2", "1", "15", "10", "to", "20", "16", "11", "to", "21", "80", "764", "-", "-", "-"]
+    assert lines[-1] == "embedded .mar: it did not start"
 
 
 def test_every_start_is_in_the_csv() -> None:
     lines = samples(measured()).csv().splitlines()
     assert len(lines) == 7
-    assert lines[0].endswith("bytes_from_store,phase_fetch_s,phase_load_s,error")
+    assert lines[0].endswith("retries,forked,phase_fetch_s,phase_load_s,error")
     assert lines[1].split(",")[-3:] == ["0.7", "0.1", ""] and lines[-1].endswith("it did not start")
 
 
@@ -193,8 +233,20 @@ def test_points_hold_the_requests_of_their_interval() -> None:
 def test_the_end_of_the_warm_up_keeps_cold_starts() -> None:
     recorder = measured()
     outcomes(recorder)
-    recorder.forget_requests()
+    recorder.end_warmup(1)
     assert not recorder.series and len(recorder.cold_starts) == 6
+
+
+def test_what_a_worker_recorded_before_it_heard_of_the_end_of_the_warm_up_does_not_count() -> None:
+    master, worker = Recorder(), Recorder()
+    outcomes(worker)
+    master.end_warmup(1)
+    master.merge(worker.drain())
+    assert not master.series
+    worker.end_warmup(1)
+    outcomes(worker)
+    master.merge(worker.drain())
+    assert [one.requests for one in master.series.values()] == [3]
 
 
 def test_a_series_without_requests_has_no_rate() -> None:

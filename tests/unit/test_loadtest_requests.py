@@ -104,7 +104,7 @@ def test_the_form_is_read() -> None:
         (
             "cold_start_variants",
             "slim",
-            "required some of slim-cold, slim-warm, mar, tgz, store, no-archive; found 'slim'",
+            "worker, worker-stock; found 'slim'",
         ),
         ("cold_start_variants", [], "found none"),
         ("cold_start_samples", "0", "from 1 to 1000"),
