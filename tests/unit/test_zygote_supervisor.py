@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.zygote.imports import REQUIRED, imports_for
+from serve.zygote.imports import REQUIRED, import_all, imports_for
 from serve.zygote.supervisor import LAUNCHER, Zygote
 from tests.services import wait_for
 from tests.zygotes import ZygoteProcess, alive
@@ -144,3 +144,14 @@ def test_imports_follow_task_and_architecture() -> None:
         assert not [
             entry for entry in entries if entry.split(".")[0] in ("weightless", "tasks", "handler", "minio_handler")
         ]
+
+
+def test_an_entry_can_fill_a_cache_that_every_worker_would_fill() -> None:
+    """Without it each worker compiles a thousand regular expressions before it loads its first weight."""
+    from transformers import conversion_mapping
+
+    assert import_all(imports_for("text-generation")) == []
+    assert conversion_mapping._checkpoint_conversion_mapping_cache  # the forks' first load finds it
+    assert import_all(["os.path:basename(x)", "os:no_such(x)"]) == [
+        "os:no_such(x): module 'os' has no attribute 'no_such'"
+    ]
