@@ -19,7 +19,7 @@ from loadtest.bench.server import machine
 from weightless.errors import WeightlessError
 from weightless.settings import FetchSettings
 
-EXPERIMENTS = ("fetch", "coldstart")
+EXPERIMENTS = ("fetch", "coldstart", "serving", "turnaround", "growth")
 PACKAGES = ("torch", "transformers", "torchserve", "minio", "blake3", "aiohttp")
 
 

@@ -56,4 +56,4 @@ MEANING: dict[str, Meaning] = {
 #: the folders `samples` makes unless told otherwise
 DEFAULT = ("falcon-tiny", "falcon-tiny-v2", "minilm")
 #: the folders that are made only when asked for by name
-LARGE = ("falcon-1g", "falcon-7b-shape")
+LARGE = ("falcon-1g", "falcon-4g", "falcon-7b-shape")

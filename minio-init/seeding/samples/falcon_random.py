@@ -1,7 +1,7 @@
 """Falcons with random weights for measuring: the shape of the real ones, written one tensor at a time.
 
-`falcon-1g` has 0.96 GB in two shards; `falcon-7b-shape` is Falcon-7B's own shape, 13.8 GB in seven shards. Peak memory
-is that of the largest tensor (0.6 GB for the latter), not of a shard.
+`falcon-1g` has 0.96 GB in two shards, `falcon-4g` 4.02 GB in four; `falcon-7b-shape` is Falcon-7B's own shape, 13.8 GB in
+seven shards. Peak memory is that of the largest tensor (0.6 GB for the last), not of a shard.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class Shape:
 
 SHAPES = {
     "falcon-1g": Shape(hidden=1536, layers=16, heads=24, shards=2, seed=1),
+    "falcon-4g": Shape(hidden=2560, layers=28, heads=40, shards=4, seed=3),
     "falcon-7b-shape": Shape(hidden=4544, layers=32, heads=71, shards=7, seed=2),
 }
 
 
-def make_falcon_random(folder: Path, name: str) -> None:
-    """Write the model of `SHAPES[name]` into `folder`, which must be empty."""
+def make_falcon_random(folder: Path, shape: Shape) -> None:
+    """Write a model of that shape into `folder`, which must be empty."""
     import torch
     from transformers import FalconConfig, FalconForCausalLM
 
-    shape = SHAPES[name]
     _, end = write_tokenizer(folder, learned=LEARNED, total=VOCABULARY)
     config = FalconConfig(
         vocab_size=VOCABULARY,

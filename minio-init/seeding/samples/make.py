@@ -55,6 +55,6 @@ def _write(folder: Path, name: str) -> None:
 
         make_minilm(folder)
     else:
-        from seeding.samples.falcon_random import make_falcon_random
+        from seeding.samples.falcon_random import SHAPES, make_falcon_random
 
-        make_falcon_random(folder, name)
+        make_falcon_random(folder, SHAPES[name])
