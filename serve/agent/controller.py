@@ -12,7 +12,7 @@ end, TorchServe's return, `retry`), so that any of it may be repeated or cut off
     wanted nothing                       → drain what serves, unregister it
     wanted = canary, workers live        → one assignment: the canary becomes the current one
     wanted = serving, workers live       → nothing
-    wanted was refused, not yet to retry → nothing; if nothing serves, roll out what this node served last
+    wanted was refused, not yet to retry → nothing; if nothing serves (any more), roll out what this node served last
     else                                 → roll out; a change meanwhile cancels the rollout
 
 and then, where a release serves, the same for its canary, which takes nothing from it but its share of the requests: a canary
@@ -61,7 +61,7 @@ class Controller:
         self._wanted: Wanted | None = None
         self._up = False
         self._life = 0  # TorchServe's: what was registered in another is gone
-        self._fell_back_from: str | None = None  # the key of the refused thing
+        self._fallback = Lane()  # why what served before a refused release did not come back
         self._versions: dict[str, int] = {}
         self._wake = asyncio.Event()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -84,13 +84,12 @@ class Controller:
         for task in self._retiring:
             task.cancel()
         self._versions.clear()
-        self._fell_back_from = None
+        self._fallback = Lane()
         self._wake.set()
 
     def retry(self) -> None:
         """Try again what was refused."""
-        self.current.refusal = self.canary.refusal = None
-        self._fell_back_from = None
+        self.current.refusal = self.canary.refusal = self._fallback.refusal = None
         self._wake.set()
 
     # ---- what it says
@@ -132,7 +131,9 @@ class Controller:
 
     def _pause(self) -> float | None:
         """Seconds until a refusal may be tried again, None if none is."""
-        times = [lane.refusal.retry_at for lane in (self.current, self.canary) if lane.refusal is not None]
+        times = [
+            lane.refusal.retry_at for lane in (self.current, self.canary, self._fallback) if lane.refusal is not None
+        ]
         due = [at for at in times if at is not None]
         return max(min(due) - time.monotonic(), 0.05) if due else None
 
@@ -171,25 +172,26 @@ class Controller:
                 lane.refusal = None
 
     async def _fall_back(self, wanted: Wanted) -> None:
-        """With nothing serving, bring back what served before the refused release: since the start, or on this node at all.
-
-        Once: if that fails too, it is not tried again and again.
-        """
-        if self.route.current is not None or self._fell_back_from == wanted.key:
+        """With nothing serving, bring back what served before the refused release: since the start, or on this node at all."""
+        if self.current.served is not None and self.current.lost is None:
             return
         last = self.current.good
         good = last.release if last else await asyncio.to_thread(self._tools.memory.recall, self.model)
         if good is None or good.manifest_version is None or (wanted.alias and good.digest == wanted.alias.digest):
             return
-        log.info("model %s: falling back to %s", self.model, good.name)
         before = Wanted(self.model, Alias.of(good), last.wanted.node if last else wanted.node)
+        if self._fallback.refused(before):
+            return
+        log.info("model %s: falling back to %s", self.model, good.name)
         refusal = self.current.refusal
         error = await self._roll_out(
             self.current, before, good, lambda: self._still(wanted) and self.current.refusal is refusal
         )
         if error is not None:
-            log.error("model %s: %s did not come back either: %s", self.model, good.name, error)
-            self._fell_back_from = wanted.key
+            log.error("model %s: %s did not come back: %s", self.model, good.name, error)
+            self._fallback.refuse(before, error, recovering=True)
+        else:
+            self._fallback.refusal = None
 
     def _still(self, wanted: Wanted) -> bool:
         return self._wanted is not None and self._wanted.key == wanted.key
@@ -329,7 +331,7 @@ class Controller:
     # ---- the way out
 
     async def _take_out(self, why: str) -> None:
-        old = self.current.forget()
+        old, self.current = self.current.forget(), Lane()
         self.route.current, self.route.why = None, why
         if old is not None:
             await asyncio.to_thread(self._tools.memory.forget, self.model)

@@ -325,7 +325,7 @@ def test_a_model_that_does_not_fit_twice_is_replaced_without_a_failed_request(
 def test_the_slim_archive_is_small_self_contained_and_pinned(agent: AgentProcess, falcons: dict[str, Release]) -> None:
     answer = agent.call("GET", "/mar/falcon-tiny")
     assert answer.headers["Content-Type"] == "application/octet-stream"
-    assert len(answer.raw) < 100_000
+    assert len(answer.raw) < 150_000
     with zipfile.ZipFile(io.BytesIO(answer.raw)) as archive:
         names = set(archive.namelist())
         config = yaml.safe_load(archive.read("model-config.yaml"))["weightless"]
@@ -350,7 +350,7 @@ def test_cold_starts_say_how_long_and_how_many_bytes(agent: AgentProcess, falcon
     cold = agent.call("POST", "/coldstart", {"model": "falcon-tiny", "prompt": PROMPT}).json
     assert cold["bytes_from_store"] == falcons["v1"].content.size, cold
     assert 0 < cold["phases"]["fetch"] < cold["ready_s"] < cold["first_s"]
-    assert cold["archive_bytes"] < 100_000
+    assert cold["archive_bytes"] < 150_000
     warm = agent.call("POST", "/coldstart", {"model": "falcon-tiny", "release": "v2", "cache": "warm"}).json
     assert (warm["release"], warm["bytes_from_store"]) == ("v2", 0)
     assert agent.registered("falcon-tiny--coldstart") == []
