@@ -221,7 +221,8 @@ def _streams(recorder: Recorder) -> list[Chart]:
             (row, what, label) for row in rows for what, label in (("first", "first token"), ("gap", "between tokens"))
         )
     ]  # fmt: skip
-    layout = {"height": 360, "barmode": "group", "yaxis": {"title": {"text": "ms"}, "rangemode": "tozero"},
+    layout = {"height": 360, "barmode": "group", "xaxis": {"showgrid": False},
+              "yaxis": {"title": {"text": "ms"}, "rangemode": "tozero"},
               "legend": LEGEND, "margin": {"t": 20}}  # fmt: skip
     return [Chart("streams", "streaming", "Time to first token, and between tokens", "Percentiles over all streams.",
                   data, layout)]  # fmt: skip

@@ -20,7 +20,7 @@ from serve.agent.usage import descendants, usage
 from weightless.errors import SettingsError
 from weightless.settings import Settings
 
-_GRACE_S = 15.0
+_GRACE_S = 8.0  # less than an engine gives its containers
 
 
 class BaselineSettings(Settings):

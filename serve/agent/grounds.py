@@ -12,7 +12,7 @@ import aiohttp
 from serve.agent.embedded import Baseline
 from serve.agent.management import Management
 from serve.agent.rollout import Tools
-from serve.agent.usage import Usage, children, usage
+from serve.agent.usage import Usage, descendants, parent, usage
 
 _ZYGOTE = b"weightless zygote"
 
@@ -40,7 +40,7 @@ class NodeGround:
         self.management = tools.management
         self.inference_url = tools.settings.inference_url
         self._store = tools.settings.model_store
-        self._java = next((pid for pid in children(os.getpid()) if b"ModelServer" in _command(pid)), 0)
+        self._java = next((pid for pid in descendants(os.getpid()) if b"ModelServer" in _command(pid)), 0)
 
     @contextlib.contextmanager
     def offered(self, archive: Path) -> Iterator[str]:
@@ -76,11 +76,7 @@ class BaselineGround:
 
 def forked(pid: int) -> bool:
     """Whether the zygote is the parent of a worker of this node."""
-    try:
-        parent = Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[-1].split()[1]
-        return _command(int(parent)).startswith(_ZYGOTE)
-    except OSError:
-        return False
+    return _command(parent(pid)).startswith(_ZYGOTE)
 
 
 def _command(pid: int) -> bytes:

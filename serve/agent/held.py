@@ -63,6 +63,7 @@ class Held:
                 await self._let_go(baseline, model)
                 built = await self._forms.embedded(release, form, baseline.store)
                 async with baseline.management() as management:
+                    await management.unregister(model + SUFFIX, release.name)  # of an agent that was there before us
                     await management.register(built.path.name, model + SUFFIX, 1, _START_S, wait=True)
                 self._held[model] = (release, form)
         said = {"model": model, "release": release.name, "digest": release.digest, "variant": form}

@@ -99,6 +99,7 @@ class Starting:
         Raises:
             WeightlessError: it does not start, or does not answer.
         """
+        await self.take_away()  # what an agent left on the baseline that was killed in a start
         it, sent = self._it, await self._sent()
         async with self._peak.watching():
             at, began = time.time(), time.monotonic()

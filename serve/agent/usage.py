@@ -60,18 +60,25 @@ def pss(pid: int) -> int:
     return 0
 
 
-def children(pid: int) -> list[int]:
-    """Direct children of a process."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(child) for child in (task / "children").read_text().split()]
-    return found
+def parent(pid: int) -> int:
+    """Of a process; 0 if it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[-1].split()[1])
+    except OSError:
+        return 0
 
 
 def descendants(pid: int) -> list[int]:
-    found = []
-    for child in children(pid):
-        found += [child, *descendants(child)]
+    """Children of a process, their children, and so on."""
+    of: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            of.setdefault(parent(int(entry.name)), []).append(int(entry.name))
+    found, open_ = list[int](), [pid]
+    while open_:
+        below = of.get(open_.pop(), [])
+        found += below
+        open_ += below
     return found
 
 
