@@ -44,7 +44,11 @@ class Rounds:
         replies, ids = Replies(context, max_answer_bytes), context.request_ids
         here = set(ids.values())
         for gone in [name for name in self._guests if name not in here]:
-            self._task.leave(self._guests.pop(gone).running)
+            running = self._guests.pop(gone).running
+            self._task.leave(running)
+            logger.info(
+                "a client is gone: request %s leaves the batch after %s tokens", gone, running.count().generated_tokens
+            )
         answers = [b""] * len(data)
         for index, row in enumerate(data):
             if ids[index] not in self._guests:

@@ -43,14 +43,14 @@ def mar(torchserve: StockTorchServe, model: str, version: str, release: Release 
     name = f"{model}-{version}.mar"
     archive = SlimArchive(model, version, NodeSettings(**node), release)
     size = asyncio.run(build_slim(archive, ROOT / "handler", torchserve.store / name))
-    assert size < 100_000, f"a slim archive must stay under 100 kB, found {size}"
+    assert size < 150_000, f"a slim archive must stay under 150 kB, found {size}"
     return name
 
 
 @pytest.fixture(scope="module")
 def falcon(torchserve: StockTorchServe, server: MinioServer, samples: Path) -> Release:
     release = publish(server, "falcon-tiny", samples / "falcon-tiny", generation={"max_length": 200, "top_k": 10})
-    archive = mar(torchserve, "falcon-tiny", "v1", release, batch_size=8, max_batch_delay_ms=200)
+    archive = mar(torchserve, "falcon-tiny", "v1", release, batch_size=8, max_batch_delay_ms=200, batching="static")
     assert torchserve.register(archive)[0] == 200, torchserve.log.read_text()[-4000:]
     return release
 
@@ -97,7 +97,9 @@ def test_streams_and_plain_answers_in_one_batch(torchserve: StockTorchServe, fal
             pieces = [event["token"] for _, event in found[:-1]]
             assert "".join(pieces) == KNOWN_V1.answer
             assert len(pieces) > 3
-            assert found[-1][1] == {"generated_text": KNOWN_V1.sentence, "finish_reason": "stop"}
+            end = found[-1][1]
+            assert (end["generated_text"], end["finish_reason"]) == (KNOWN_V1.sentence, "stop")
+            assert end["prompt_tokens"] > 0 and end["generated_tokens"] > 3
 
 
 def test_defaults_come_from_the_release(torchserve: StockTorchServe, falcon: Release) -> None:
