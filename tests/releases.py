@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.services import MinioServer
 from weightless.publish import Source, Upload, point_alias, publish_folder
-from weightless.release import Alias, Release, ReleaseSettings
+from weightless.release import Alias, Canary, Release, ReleaseSettings
 
 
 def publish(
@@ -28,10 +28,10 @@ def publish(
     return release
 
 
-def move_alias(minio: MinioServer, release: Release) -> None:
-    """Promote or roll back: let the alias name this release."""
+def move_alias(minio: MinioServer, release: Release, canary: Canary | None = None) -> None:
+    """Promote, roll back or try: let the alias name this release, and this canary."""
     store = minio.store()
-    store.put_alias(release.model, Alias.of(release, "tests"), store.alias(release.model))
+    store.put_alias(release.model, Alias.of(release, "tests", canary), store.alias(release.model))
 
 
 def remove_alias(minio: MinioServer, model: str) -> None:

@@ -76,7 +76,7 @@ def needed(folder: Path, node: NodeSettings, gpu: bool) -> Needed:
         return Needed()
     try:
         tensors = [tensor for path in sorted(folder.rglob("*.safetensors")) for tensor in _tensors(path)]
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return Needed()
     dtype = node.dtype if node.dtype != "auto" else "float32" if node.profile == "throughput" and not gpu else None
     wanted = _DTYPES[dtype] if dtype is not None else None

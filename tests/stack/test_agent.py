@@ -17,10 +17,11 @@ import yaml
 from seeding.samples import KNOWN, MEANING
 
 from tests.agent_process import AgentProcess, running_agent
+from tests.commands import command
 from tests.releases import move_alias, publish, remove_alias
 from tests.services import MinioServer, running_minio, wait_for
 from tests.traffic import Traffic
-from weightless.release import Release
+from weightless.release import Canary, Release
 
 PROMPT = KNOWN["falcon-tiny"].prompt
 SENTENCES = {"v1": KNOWN["falcon-tiny"].sentence, "v2": KNOWN["falcon-tiny-v2"].sentence}
@@ -55,7 +56,8 @@ def agent(
 @pytest.fixture(autouse=True)
 def first_release(agent: AgentProcess, minio: MinioServer, falcons: dict[str, Release]) -> None:
     """Every test begins with v1 of falcon-tiny serving."""
-    if agent.model("falcon-tiny")["wanted"] != "v1":
+    found = agent.model("falcon-tiny")
+    if found["wanted"] != "v1" or found["canary"]:
         move_alias(minio, falcons["v1"])
     agent.wait_serving("falcon-tiny", "v1")
 
@@ -231,6 +233,59 @@ def test_three_swaps_under_load_fail_no_request(
     assert {json.loads(said)[0]["generated_text"] for said in traffic.answers} == set(SENTENCES.values())
     assert say(agent) == SENTENCES["v2"]
     wait_for(lambda: agent.registered("falcon-tiny") == [agent.model("falcon-tiny")["version"]], "the drain", 20)
+
+
+def test_a_canary_answers_its_share_and_is_promoted_without_another_start(
+    agent: AgentProcess, minio: MinioServer, falcons: dict[str, Release]
+) -> None:
+    told = minio.environment | {"AGENT_URL": agent.url}
+    before = agent.model("falcon-tiny")["version"]
+    tried = command(told, "canary", "falcon-tiny", "v2", "--percent", "10")
+    assert tried.status == 0, tried.err
+    assert tried.out.startswith("falcon-tiny  v1, canary v2 10 %\n✓ v2 answers 10 of 100 requests, after ")
+    short = {"do_sample": False, "max_new_tokens": 1}
+    answers = [agent.predict("falcon-tiny", PROMPT, **short) for _ in range(50)]
+    assert [answer.status for answer in answers] == [200] * 50
+    assert [answer.headers["X-Weightless-Release"] for answer in answers].count("v2") == 5
+    named = {release: agent.predict(f"falcon-tiny/{release}", PROMPT, **GREEDY) for release in SENTENCES}
+    assert {release: answer.json[0]["generated_text"] for release, answer in named.items()} == SENTENCES
+    assert {release: answer.headers["X-Weightless-Release"] for release, answer in named.items()} == {
+        "v1": "v1",
+        "v2": "v2",
+    }
+    canary = agent.model("falcon-tiny")["canary"]
+    assert (canary["serving"], canary["share"], canary["error"], canary["workers"]) == ("v2", 10, None, 1)
+    assert (canary["answers"]["requests"], canary["answers"]["errors"]) == (6, 0)
+    assert 0 < canary["answers"]["p50_s"] <= canary["answers"]["p95_s"]
+    assert "v2 10 %" in command(told, "status").out
+    assert set(agent.registered("falcon-tiny")) == {before, canary["version"]}
+
+    assert command(told, "promote", "falcon-tiny", "v2").status == 0
+    found = agent.model("falcon-tiny")
+    assert (found["serving"], found["version"], found["canary"]) == ("v2", canary["version"], None), (
+        "it was started again"
+    )
+    assert say(agent) == SENTENCES["v2"]
+    wait_for(lambda: agent.registered("falcon-tiny") == [canary["version"]], "the old one to be gone", 20)
+
+
+def test_a_canary_that_is_refused_leaves_the_serving_release_alone_and_says_why(
+    agent: AgentProcess, minio: MinioServer, falcons: dict[str, Release], samples: Path
+) -> None:
+    version = agent.model("falcon-tiny")["version"]
+    golden = {"input": PROMPT, "output": "not what it says"}
+    bad = publish(minio, "falcon-tiny", samples / "falcon-tiny-v2", promote=False, golden=golden)
+    move_alias(minio, falcons["v1"], Canary.of(bad, 50))
+    wait_for(lambda: (agent.model("falcon-tiny")["canary"] or {}).get("error"), "the canary to be refused", 60)
+    found = agent.model("falcon-tiny")
+    assert found["canary"]["error"]["type"] == "SmokeTestFailed"
+    assert found["canary"]["serving"] is None
+    assert (found["state"], found["serving"], found["version"], found["error"]) == ("serving", "v1", version, None)
+    assert agent.registered("falcon-tiny") == [version]
+    assert say(agent) == SENTENCES["v1"]
+    ended = command(minio.environment | {"AGENT_URL": agent.url}, "rollback", "falcon-tiny")
+    assert ended.out.startswith(f"falcon-tiny  v1, canary {bad.name} ended\n✓ v1 is served, after ")
+    assert agent.model("falcon-tiny")["canary"] is None
 
 
 def test_a_broken_release_leaves_the_old_one_serving_and_says_why(

@@ -281,8 +281,68 @@ def quiet() -> Iterator[None]:
 
 
 ANY_PACE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
-FEW = settings(ANY_PACE, max_examples=40, stateful_step_count=30, derandomize=True)
+FEW = settings(ANY_PACE, max_examples=100, stateful_step_count=30, derandomize=True)
 MANY = settings(ANY_PACE, max_examples=2000, stateful_step_count=50)
+
+
+@pytest.fixture
+def model() -> Iterator[OneModel]:
+    """A model whose v1 serves. Its end checks that all settles."""
+    made = OneModel()
+    made.begins()
+    yield made
+    made.teardown()
+
+
+def test_what_serves_in_place_of_a_refused_release_comes_back_when_its_worker_is_lost(model: OneModel) -> None:
+    model.turns("v2", "smoke")
+    model.promote("v2", then=10)
+    model.worker_is_lost(0)
+    model.passes(60)
+    assert model.route.answering is not None
+    assert (model.route.answering.release, model.route.answering.version) == ("v1", "v1.2")
+    assert model.controller.current.refusal is not None
+    assert model.controller.current.refusal.release == "v2"
+
+
+def test_nothing_stays_registered_when_a_model_with_a_canary_is_removed(model: OneModel) -> None:
+    model.try_canary("v2", 50, then=10)
+    model.clients(3.0, "v2", 2)
+    model.remove_alias()
+    model.passes(1)
+    assert model.node.versions, "the canary still answers"
+    model.passes(10)
+    assert model.node.versions == {}
+
+
+def test_a_retry_during_the_start_of_a_canary_is_not_forgotten(model: OneModel) -> None:
+    model.turns("v2", "smoke")
+    model.promote("v2", then=10)
+    model.turns("v2", None)
+    model.try_canary("v3", 50, then=1.0)
+    assert model.controller.canary.rollout is not None
+    model.retry()
+    model.passes(20)
+    assert {target.release for target in model.route.targets} == {"v2", "v3"}
+
+
+def test_a_store_that_was_away_for_hours_is_not_given_up(model: OneModel) -> None:
+    model.store(True)
+    model.promote("v2", then=3 * 3600)
+    model.store(False)
+    model.passes(10)
+    assert model.route.answering is not None
+    assert model.route.answering.release == "v2"
+
+
+def test_a_model_that_does_not_fit_twice_has_no_canary(model: OneModel) -> None:
+    model.try_canary("v2", 50, then=10)
+    assert model.route.canary is not None
+    model.node_settings(recreate=True)
+    model.passes(30)
+    assert model.route.canary is None
+    assert model.controller.canary.refusal is not None
+    assert "rollout: recreate" in model.controller.canary.refusal.message
 
 
 def test_any_order_of_events_ends_as_wanted() -> None:

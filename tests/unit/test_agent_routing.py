@@ -1,6 +1,7 @@
 """Requests go to one version, are counted while in flight, and neither a switch nor a replacement loses one."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -59,6 +60,57 @@ async def test_a_switch_is_for_requests_that_come_after_it_and_a_drain_waits_for
         assert not drained.done()
     assert await drained
     assert await new.drained(0)
+
+
+async def test_a_canary_gets_exactly_its_share_evenly_spread() -> None:
+    routes = table()
+    route, canary = routes.find("m", None), target("v2")
+    route.canary, route.percent = canary, 10
+    answered = [(await routes.admit(route)).release for _ in range(200)]
+    assert all(answered[at : at + 100].count("v2") == 10 for at in range(100))
+    assert all(answered[at : at + 10].count("v2") == 1 for at in range(190))
+    route.percent = 35
+    assert [(await routes.admit(route)).release for _ in range(100)].count("v2") == 35
+    canary.down = "its worker died"
+    assert {(await routes.admit(route)).release for _ in range(20)} == {"v1"}, "a lost canary costs no request"
+
+
+async def test_a_named_release_is_the_one_that_answers_or_404() -> None:
+    routes = table()
+    route = routes.find("m", None)
+    route.canary, route.percent = target("v2"), 1
+    assert [(await routes.admit(route, name)).release for name in ("v1", "v2")] == ["v1", "v2"]
+    with pytest.raises(ApiError, match="served is v1 and v2"):
+        routes.find("m", "v3")
+    route.canary = None
+    with pytest.raises(ApiError, match="served is v1,") as caught:
+        await routes.admit(route, "v2")
+    assert caught.value.code == 404
+
+
+async def test_one_that_waited_while_its_release_was_replaced_is_not_answered_by_another() -> None:
+    routes = table()
+    route = routes.find("m", "v1")
+    route.hold()
+    waiting = asyncio.create_task(routes.admit(route, "v1"))
+    await asyncio.sleep(0)
+    route.current = target("v2")
+    route.release_hold()
+    with pytest.raises(ApiError, match="release v1 of m: not served here; served is v2"):
+        await waiting
+
+
+async def test_a_version_counts_its_answers_and_what_was_its_fault() -> None:
+    routes = table(max_inflight=10)
+    route = routes.find("m", None)
+    current = await routes.admit(route)
+    for error in (None, ApiError(400, "x", "x"), ApiError(503, "x", "x")):
+        with contextlib.suppress(ApiError), routes.busy(route, current):
+            if error:
+                raise error
+    counted = current.tally.as_dict()
+    assert (counted["requests"], counted["errors"]) == (3, 1)
+    assert counted["p95_s"] is not None
 
 
 async def test_a_held_request_goes_to_the_new_release() -> None:
