@@ -112,7 +112,7 @@ def _several(bench: Bench, model: Measured) -> None:
         settle()
         sent, seconds = bytes_of_cold_workers(model, 4)
         bench.record(TOGETHER, sent_over_size=sent / model.size, ready_s=seconds)
-    requests = 50 if bench.scale >= 1 else 5
+    requests = max(5, round(50 * min(1.0, bench.scale)))
     for _ in range(min(bench.count, _LONG)):
         two = memory_of_workers(model, 2, requests)
         pss = sum(one.weights_pss for one in two) / model.weights

@@ -11,13 +11,12 @@ import statistics
 import subprocess
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from seeding.samples.falcon_random import SHAPES, Shape, make_falcon_random
 
 from loadtest.bench.experiment import Bench, Experiment, Ratio, Samples
-from loadtest.bench.measured import PROMPT, require_disk
+from loadtest.bench.measured import PROMPT, require_disk, scaled
 from loadtest.bench.node import Node
 from loadtest.bench.server import tool
 from loadtest.bench.transfer import COPIERS, copiers, settle
@@ -25,7 +24,6 @@ from loadtest.bench.transfer import COPIERS, copiers, settle
 GB = 1e9
 NAMES = ("falcon-1g", "falcon-4g", "falcon-7b-shape")
 _LARGEST = 14 * GB
-_HEAD = 64  # the width of an attention head: a smaller model has fewer of them
 _LONG = 3
 
 
@@ -40,14 +38,6 @@ def run(bench: Bench) -> None:
     bench.fact("disk", "twice the size of the largest model")
     for name in NAMES:
         _one(bench, name)
-
-
-def scaled(shape: Shape, scale: float) -> Shape:
-    """The shape with its width times `scale`, in whole heads."""
-    if scale >= 1:
-        return shape
-    heads = max(1, round(shape.hidden * scale / _HEAD))
-    return replace(shape, hidden=_HEAD * heads, heads=heads)
 
 
 def _one(bench: Bench, name: str) -> None:

@@ -1,19 +1,20 @@
 """The model that is measured, and new releases of it: one shard with a few bytes changed, as a fine-tune leaves it.
 
-At full size it is falcon-1g. A benchmark that is only tried measures falcon-tiny in its place.
+At full size it is falcon-1g, at a smaller scale one of its shape with fewer heads; a benchmark that is only tried measures
+falcon-tiny in its place.
 """
 
 import contextlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from seeding.samples.falcon_random import SHAPES, Shape, make_falcon_random
 
 from loadtest.bench.experiment import Bench, BenchFailed
 from loadtest.bench.node import Node
@@ -21,6 +22,8 @@ from loadtest.bench.server import ROOT
 from weightless.errors import NotEnoughDisk
 
 FULL, TINY = "falcon-1g", "falcon-tiny"
+SMALLEST = 0.1  # the scale below which the tiny model stands in
+_HEAD = 64  # the width of an attention head
 PROMPT = "The weights of this model"
 
 
@@ -107,28 +110,33 @@ def measured(bench: Bench, *, copies: int) -> Iterator[Measured]:
     Raises:
         NotEnoughDisk: with what is required.
     """
-    model = FULL if bench.scale >= 1 else TINY
+    model = FULL if bench.scale >= SMALLEST else TINY
     if model == FULL:
-        require_disk(bench.scratch, (copies + 2) << 30)
+        require_disk(bench.scratch, int((copies + 2) * 2**30 * min(1.0, bench.scale)))
     node = bench.node
     with tempfile.TemporaryDirectory(dir=bench.scratch, prefix="measured-") as temp:
         bench.tell(f"  making {model} and publishing it")
-        folder = sample(Path(temp), model)
+        folder = Path(temp) / model
+        if model == FULL:
+            folder.mkdir()
+            make_falcon_random(folder, scaled(SHAPES[model], bench.scale))
+        else:
+            built_in(model, folder)
         said = seed(node, model, folder, promote=False)
         yield Measured(node, model, folder, said["release"], said["bytes"])
 
 
-def sample(out: Path, name: str) -> Path:
-    """One of the seeding's samples as a folder below `out`; a built-in one is copied from where `make up` has it."""
-    made = ROOT / "build" / "samples" / name
-    if made.is_dir():
-        return Path(shutil.copytree(made, out / name))
-    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'minio-init'}"}
-    command = [sys.executable, "-m", "seeding", "samples", "--only", name, "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise BenchFailed(f"making the sample {name} failed: {done.stderr[-500:]}")
-    return out / name
+def scaled(shape: Shape, scale: float) -> Shape:
+    """The shape with its width times `scale`, in whole heads."""
+    if scale >= 1:
+        return shape
+    heads = max(1, round(shape.hidden * scale / _HEAD))
+    return replace(shape, hidden=_HEAD * heads, heads=heads)
+
+
+def built_in(name: str, folder: Path) -> None:
+    """Copy one of the models that `make up` has made."""
+    shutil.copytree(ROOT / "build" / "samples" / name, folder)
 
 
 def require_disk(folder: Path, required: int) -> None:

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 from loadtest.bench.experiment import Bench, BenchFailed, Experiment, Ratio, median, over
-from loadtest.bench.measured import PROMPT, TINY, Measured, measured, sample, seed
+from loadtest.bench.measured import PROMPT, TINY, Measured, built_in, measured, seed
 from loadtest.bench.node import Node
 from loadtest.bench.openloop import Asked, Load, percentile
 from loadtest.bench.transfer import settle
@@ -26,7 +26,7 @@ from weightless.store import Store
 _LONG = 3  # samples of what a rebuilt .mar is compared in
 _LOOK_S, _PATIENCE_S = 0.01, 600.0
 _FIRST, _EMBEDDED = 101, 151  # numbers of the changes, so that no other experiment has published the same
-RATE, _EVERY_STREAM = 5.0, 4  # requests a second, of which every 4th is a stream
+RATE, _EVERY_STREAM = 4.0, 4  # requests a second, of which every 4th is a stream
 SWAPS = 20
 
 
@@ -123,7 +123,9 @@ def _swaps(bench: Bench) -> None:
     node, half = bench.node, 2 * max(1, round(SWAPS * min(1.0, bench.scale) / 4))
     store = Store(node.store)
     first = store.release(TINY, "v1")
-    other = store.release(TINY, str(seed(node, TINY, sample(bench.scratch, f"{TINY}-v2"), promote=False)["release"]))
+    folder = bench.scratch / f"{TINY}-v2"
+    built_in(folder.name, folder)
+    other = store.release(TINY, str(seed(node, TINY, folder, promote=False)["release"]))
     node.make("promote", f"MODEL={TINY}", f"RELEASE={first.name}")
     everything: dict[str, list[Asked]] = {"quiet": [], "swaps": []}
     length = 0.0

@@ -6,7 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from loadtest.bench.coldstart import EXPERIMENT as COLDSTART
+from loadtest.bench.coldstart import STARTS
 from loadtest.bench.fetch import EXPERIMENT as FETCH
+from loadtest.bench.growth import EXPERIMENT as GROWTH
+from loadtest.bench.turnaround import EXPERIMENT as TURNAROUND
 from tests.services import ROOT
 
 
@@ -42,6 +48,30 @@ def test_the_fetch_gives_every_key_and_sample(tmp_path: Path) -> None:
     assert all(f"<code>{key}</code>" in page for key in found["ratios"])
     assert page.count("<circle") >= len(arms) - 1
     assert all(key in done.stdout for key in found["ratios"])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_cold_starts_and_turnaround_give_every_key(tmp_path: Path) -> None:
+    done = bench(tmp_path, "--only", "coldstart,turnaround", "--samples", "1", "--scale", "0.004")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    assert set(found["ratios"]) == {ratio.key for one in (COLDSTART, TURNAROUND) for ratio in one.ratios}
+    assert found["ratios"]["second_worker_bytes"] == 0
+    assert found["ratios"]["concurrent_workers_bytes"] == 1, "four cold workers fetched something twice"
+    assert found["ratios"]["swap_failed_requests"] == 0, done.stdout
+    assert set(found["facts"]["coldstart"]["phases"]) == set(STARTS)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_growth_gives_every_key_and_leaves_nothing_in_the_bucket(tmp_path: Path) -> None:
+    done = bench(tmp_path, "--only", "growth", "--samples", "1", "--scale", "0.05")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    assert set(found["ratios"]) == {ratio.key for ratio in GROWTH.ratios}
+    sizes = {sample["figures"]["size_gb"] for sample in found["samples"]}
+    assert len(sizes) == 3 and min(sizes) > 0.008
 
 
 def test_an_experiment_that_nobody_knows_is_named(tmp_path: Path) -> None:

@@ -131,7 +131,8 @@ def test_wrong_keys_and_a_store_that_is_away(minio_server: MinioServer) -> None:
 
 def test_minios_own_counter_counts_what_was_read(minio_server: MinioServer, store: Store) -> None:
     version = minio_server.put("models", "tiny/weights", b"x" * 3_000_000)
-    before = store.bytes_sent()
+    before, of_models = store.bytes_sent(), store.bytes_sent("models")
     with store.open("tiny/weights", version) as response:
         assert len(response.read()) == 3_000_000
     assert 3_000_000 <= store.bytes_sent() - before < 3_100_000
+    assert store.bytes_sent("models") - of_models == 3_000_000, "and nothing of another bucket, such as the aliases"
