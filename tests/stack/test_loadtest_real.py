@@ -69,7 +69,7 @@ def test_every_kind_of_request_and_start_on_the_real_stack(
     by = {row["what"]: row for row in found["tables"]["cold-start"]}
     assert by["embedded .mar"]["build"] > 0
     # An archive with the weights is as big as they are; the slim one is not.
-    assert by["slim, empty cache"]["archive"] < 0.1 < by["embedded .mar"]["archive"]
+    assert by["slim, empty cache"]["archive"] < by["embedded .mar"]["archive"] / 5
     assert {row["what"] for row in found["tables"]["due"]} == {
         "embedded .mar, to READY",
         "embedded .mar, to first token",
