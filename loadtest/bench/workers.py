@@ -24,7 +24,7 @@ from weightless.store import Store
 
 MIB = 1 << 20
 _START_S = 600
-_TOKENS = 4
+_TOKENS = 2
 
 
 @dataclass(frozen=True)
