@@ -8,7 +8,6 @@ from typing import Any
 
 from serve.agent.errors import ApiError, invalid
 
-_INSTEAD = ("messages", "query")  # of input, for the tasks that take them, which check them
 _NAMES = {bool: "true or false", dict: "an object", str: "a string", list: "a list", int: "a number", float: "a number"}
 
 
@@ -19,7 +18,8 @@ def checked_body(raw: bytes) -> dict[str, Any]:
         ApiError: 400, naming the field and what was required and found.
     """
     body = json_object(raw)
-    instead = any(body.get(name) is not None for name in _INSTEAD)
+    # in place of input, for the tasks that take them, which check them
+    instead = body.get("messages") is not None or body.get("query") is not None
     if "input" not in body and not instead:
         raise invalid("input", "required a string or a list of strings, found none")
     if not instead:

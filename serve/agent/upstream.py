@@ -193,15 +193,21 @@ class Exchange(asyncio.Protocol):
             self._waiter.set_result(None)
 
     async def _more(self) -> None:
-        """Wait until something came."""
+        """Wait until something came. A timer of the loop costs a third of asyncio.timeout."""
         if self._lost is not None:
             raise UpstreamLost(self._lost)
-        self._waiter = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        timer = loop.call_later(self.limit_s, self._expire)
         try:
-            async with asyncio.timeout(self.limit_s):
-                await self._waiter
+            await self._waiter
         finally:
+            timer.cancel()
             self._waiter = None
+
+    def _expire(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(TimeoutError())
 
 
 class Upstream:
