@@ -6,11 +6,12 @@ from random import Random
 from loadtest.bench.bare import Bare
 from loadtest.bench.experiment import Bench
 from loadtest.bench.load import send
-from loadtest.bench.measured import sample
 from loadtest.bench.node import Node
+from loadtest.bench.server import ROOT
 from loadtest.bodies import TEXT
 from weightless.modelfile import NodeSettings
 
+BUILT_IN = ROOT / "build" / "samples"  # where `make up` makes them
 MODEL = "minilm"
 BATCH, REQUESTS = 16, 20  # texts of a request, requests of a sample
 DOOR, BARE = "embeddings, door", "embeddings, bare model"
@@ -24,7 +25,7 @@ def measure(bench: Bench, node: Node) -> None:
     bodies = [{"input": [" ".join(random.choices(words, k=16)) for _ in range(BATCH)]} for _ in range(number)]
     bench.fact("embeddings", f"{MODEL}, {number} requests of {BATCH} texts of 16 words, one after another")
     url = f"{node.agent}/predictions/{MODEL}"
-    with Bare("embed", sample(bench.scratch, MODEL), NodeSettings().model_dump(mode="json")) as bare:
+    with Bare("embed", BUILT_IN / MODEL, NodeSettings().model_dump(mode="json")) as bare:
         send(url, 1, bodies[:2])
         for body in bodies[:2]:
             bare.ask(body)

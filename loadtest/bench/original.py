@@ -1,6 +1,6 @@
 """The original one-request handler, on the stock TorchServe beside the stack."""
 
-import json
+import contextlib
 import os
 import subprocess
 import sys
@@ -8,6 +8,7 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -20,8 +21,9 @@ START_S = 600
 RESPONSE_S = 1200  # in TorchServe's reckoning the time in its queue counts as well
 
 
-def register(node: Node, model: str, dtype: str) -> str:
-    """Serve `model` in this dtype from one worker; the URL that answers. The stock TorchServe must run.
+@contextlib.contextmanager
+def served(node: Node, model: str, dtype: str) -> Iterator[str]:
+    """`model` in this dtype from one worker, as long as the block; the URL that answers. The stock TorchServe must run.
 
     Raises:
         BenchFailed: in TorchServe's own words.
@@ -29,13 +31,23 @@ def register(node: Node, model: str, dtype: str) -> str:
     name = f"original-{model}-{dtype}"
     _archive(node, name, model, dtype)
     query = urllib.parse.urlencode({"url": f"{name}.mar", "initial_workers": 1, "synchronous": "true"})
-    management = f"http://127.0.0.1:{node.env['BASELINE_MANAGEMENT_PORT']}/models?{query}"
-    request = urllib.request.Request(management, method="POST")  # our own address
+    _manage(node, "POST", f"/models?{query}")
+    try:
+        yield f"{node.baseline}/predictions/{name}"
+    finally:
+        _manage(node, "DELETE", f"/models/{name}")
+
+
+def _manage(node: Node, method: str, path: str) -> None:
+    url = f"http://127.0.0.1:{node.env['BASELINE_MANAGEMENT_PORT']}{path}"
+    request = urllib.request.Request(url, method=method)  # our own address
     try:
         with urllib.request.urlopen(request, timeout=START_S):  # noqa: S310
-            return f"{node.baseline}/predictions/{name}"
+            return
     except urllib.error.HTTPError as error:
-        raise BenchFailed(f"{name}: required it registered, found {error.code}: {error.read()[:500]!r}") from None
+        raise BenchFailed(
+            f"{method} {path}: the stock TorchServe answered {error.code}: {error.read()[:500]!r}"
+        ) from None
 
 
 def _archive(node: Node, name: str, model: str, dtype: str) -> None:
@@ -58,8 +70,8 @@ def _archive(node: Node, name: str, model: str, dtype: str) -> None:
         told = Path(temp) / "model-config.yaml"
         told.write_text(yaml.safe_dump(config))
         command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name, "--version", "1.0"]
-        command += ["--handler", str(HANDLER), "--config-file", str(told), "--export-path", str(store)]
+        command += ["--handler", str(HANDLER), "--config-file", str(told), "--export-path", str(store), "--force"]
         env = os.environ | {"TMPDIR": temp}
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise BenchFailed(f"{name}: torch-model-archiver failed: {json.dumps(done.stderr[-500:])}")
+        raise BenchFailed(f"{name}: torch-model-archiver failed: {done.stderr[-500:]}")

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from seeding.samples.make import make_samples
 
 from loadtest.bench import door, embedding, original
 from loadtest.bench.bare import Bare
+from loadtest.bench.embedding import BUILT_IN
 from loadtest.bench.experiment import Bench, BenchFailed, Experiment, Ratio, Samples, over
 from loadtest.bench.load import LENGTHS, figures, generation, requests, send, shorter
-from loadtest.bench.measured import FULL, PROMPT, TINY, require_disk, sample, seed
+from loadtest.bench.measured import FULL, PROMPT, TINY, require_disk, seed
 from loadtest.bench.node import Node, running_node
 
 ORIGINAL, BARE = "original", "bare generate"
@@ -76,19 +78,18 @@ def run(bench: Bench) -> None:
     models.mkdir()
     for slim in SLIM:
         (models / f"{slim.model(base)}.yaml").write_text(yaml.safe_dump(slim.settings()))
-    bench.tell(f"  starting a stack, with {base} under {len(SLIM)} settings and twice on a stock TorchServe")
-    folder = sample(bench.scratch, base)
+    bench.tell(f"  starting a stack, with {base} under {len(SLIM)} settings beside a stock TorchServe")
+    (folder,) = make_samples(bench.scratch if base == FULL else BUILT_IN, [base])
     with running_node(bench.scratch / "serving-stack", MODELS_CONFIG_DIR=str(models)) as node:
         for slim in SLIM:
             seed(node, slim.model(base), folder, promote=True)
         for slim in SLIM:
             node.wait_serving(slim.model(base))
-        node.make("baseline")
-        originals = {dtype: original.register(node, SLIM[0].model(base), dtype) for dtype in DTYPES}
         _facts(bench, node, base)
         _alone(bench, node, base, folder)
-        _load(bench, node, base, originals)
         embedding.measure(bench, node)
+        node.make("baseline")
+        _load(bench, node, base)
     door.measure(bench)
 
 
@@ -141,7 +142,7 @@ def _through(node: Node, model: str, body: dict[str, Any]) -> tuple[float, int]:
 # ---- many users
 
 
-def _load(bench: Bench, node: Node, base: str, originals: Mapping[str, str]) -> None:
+def _load(bench: Bench, node: Node, base: str) -> None:
     """Rounds of the load on every arm; the original in each dtype for one user, then in its fastest."""
     urls = {slim.arm: f"{node.agent}/predictions/{slim.model(base)}" for slim in SLIM}
     rounds = max(1, bench.count // _LONG_ROUNDS)
@@ -151,18 +152,27 @@ def _load(bench: Bench, node: Node, base: str, originals: Mapping[str, str]) -> 
         "prompt": "about 16 tokens", "tokens of an answer": LENGTHS, "rounds": rounds,
         "warm-up": "one request of 16 tokens to each arm, discarded",
     })  # fmt: skip
-    for url in (*urls.values(), *originals.values()):
-        send(url, 1, [generation(PROMPT, 16)])
-    for _, dtype in bench.rounds(DTYPES, rounds):
-        _one_load(bench, base, f"{ORIGINAL} {dtype}", originals[dtype], 1, numbers[1])
+    for dtype in DTYPES:  # one loaded at a time: in float32 it takes twice the checkpoint's size
+        with original.served(node, SHIPPED.model(base), dtype) as url:
+            _warm(url)
+            for _ in range(rounds):
+                _one_load(bench, base, f"{ORIGINAL} {dtype}", url, 1, numbers[1])
     best = fastest_original(bench.samples)
     bench.fact("the original's dtype", best)
-    for users, number in numbers.items():
-        arms = {slim.arm: urls[slim.arm] for slim in SLIM if users in slim.users}
-        if users > 1:
-            arms[ORIGINAL] = originals[best]
-        for _, arm in bench.rounds(list(arms), rounds):
-            _one_load(bench, base, arm, arms[arm], users, number)
+    for url in urls.values():
+        _warm(url)
+    with original.served(node, SHIPPED.model(base), best) as url:
+        _warm(url)
+        for users, number in numbers.items():
+            arms = {slim.arm: urls[slim.arm] for slim in SLIM if users in slim.users}
+            if users > 1:
+                arms[ORIGINAL] = url
+            for _, arm in bench.rounds(list(arms), rounds):
+                _one_load(bench, base, arm, arms[arm], users, number)
+
+
+def _warm(url: str) -> None:
+    send(url, 1, [generation(PROMPT, 16)])
 
 
 def _one_load(bench: Bench, base: str, arm: str, url: str, users: int, number: int) -> None:
