@@ -12,21 +12,28 @@ import os
 import select
 import sys
 
-PATIENCE_S = 110.0  # a zygote that is still importing answers when it is done; startup timeouts are 120 s or more
+HELLO_S = 10.0  # a zygote answers in milliseconds; one that is stuck must not hold a start up for long
+PATIENCE_S = 110.0  # one that says it is importing answers when it is done; startup timeouts are 120 s or more
 FORWARDED = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM, _signal.SIGUSR1, _signal.SIGUSR2)
 
 
 def ask(path: str, arguments: list[str]) -> tuple[_socket.socket, int]:
     """Have a worker forked; the connection that will tell its exit code, and its pidfd. OSError: there is no worker."""
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    connection.settimeout(PATIENCE_S)
+    connection.settimeout(HELLO_S)
     connection.connect(path)
     environment = [name + b"=" + value for name, value in os.environb.items()]
     directory = os.getcwdb()  # noqa: PTH109  pathlib takes 8 ms to import
     words = [b"%d" % len(arguments), directory, *map(os.fsencode, arguments), *environment]
     streams = b"".join(stream.to_bytes(4, sys.byteorder) for stream in (0, 1, 2))
     connection.sendmsg([b"\0".join(words)], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, streams)])
-    answer, passed, _, _ = connection.recvmsg(4096, _socket.CMSG_SPACE(4))
+    try:
+        answer, passed, _, _ = connection.recvmsg(4096, _socket.CMSG_SPACE(4))
+    except TimeoutError:
+        if not os.path.exists(f"{path}.importing"):  # noqa: PTH110
+            raise OSError(f"required an answer within {HELLO_S:g} s, found the zygote stuck") from None
+        connection.settimeout(PATIENCE_S - HELLO_S)
+        answer, passed, _, _ = connection.recvmsg(4096, _socket.CMSG_SPACE(4))
     if answer != b"worker" or not passed:
         raise OSError(answer.decode(errors="replace") or "it ended before it forked")
     pidfd = int.from_bytes(passed[0][2][:4], sys.byteorder)
@@ -46,18 +53,22 @@ def kill(pidfd: int, number: int) -> None:
 
 def follow(connection: _socket.socket, pidfd: int) -> int:
     """Wait for the worker's end; its exit code, 128+n after signal n."""
+    ended = select.poll()
+    ended.register(connection, select.POLLIN)
+    ended.register(pidfd, select.POLLIN)
+    ended.poll()
+    connection.settimeout(HELLO_S)  # a zygote that is stuck tells no exit code
     try:
         told = connection.recv(16)
-    except ConnectionError:
+    except (ConnectionError, TimeoutError):
         told = b""
     if told:
         return int(told)
-    # The zygote is gone. The kernel kills its workers with it; until this one is certainly dead we must not leave, since
-    # TorchServe answers our exit with another worker.
+    # The zygote is gone, or stuck. With it the kernel kills its workers; until this one is certainly dead we must not leave,
+    # since TorchServe answers our exit with another worker.
     kill(pidfd, _signal.SIGKILL)
-    gone = select.poll()
-    gone.register(pidfd, select.POLLIN)
-    gone.poll()
+    ended.unregister(connection)
+    ended.poll()
     return 128 + 9
 
 

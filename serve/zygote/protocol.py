@@ -10,6 +10,9 @@ Nobody is left behind, whoever is killed when:
 - The launcher dies: the connection hangs up, and the zygote kills the worker.
 - The zygote dies: the kernel kills the worker (PR_SET_PDEATHSIG), the launcher sees end of file and waits on the pidfd until
   the worker is gone before it leaves.
+- The zygote is stuck: a launcher that got no answer for 10 s, and finds no `<socket>.importing`, leaves the connection and becomes
+  the real interpreter; a worker for it, forked late, never gets its `go`. When a worker ends and nobody tells the exit code, its
+  launcher leaves after 10 s.
 - The zygote dies between 2 and 4: end of file without `worker` means that no worker has run or ever will, so the launcher may
   safely start one the stock way. The launcher gives up waiting: the worker never gets its `go`.
 

@@ -27,6 +27,8 @@ MAX_SOCKET_PATH = 107  # bytes; sun_path of Linux, less its NUL
 BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 HEALTHY_S = 60.0  # a zygote that lived this long begins the backoff anew
 STOP_S = 5.0
+BEAT_S = 10.0  # between two questions whether it lives
+STUCK_S = 30.0  # without a word since a question: longer than a machine under load keeps it from answering
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,8 @@ class Zygote:
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()  # the imports are done, or have failed
+        self._heard = 0.0  # when it last said anything, on the loop's clock
+        self._importing = 0  # how many orders to import more it has not carried out
 
     @property
     def interpreter(self) -> str:
@@ -98,9 +102,8 @@ class Zygote:
         new = [entry for entry in dict.fromkeys(imports) if entry not in self.imports]
         self.imports += new
         if new and self._process is not None and self._process.stdin is not None:
-            with contextlib.suppress(ConnectionError):  # it just died: the next one is started with all of them
-                self._process.stdin.write(json.dumps(new).encode() + b"\n")
-                await self._process.stdin.drain()
+            self._importing += 1
+            await self._say(self._process, new)
 
     async def stop(self) -> None:
         """End it, and with it every worker it forked: stop TorchServe before."""
@@ -143,16 +146,49 @@ class Zygote:
             return f"cannot start {self.python}: {error}"
         self._process = process
         self._set(pid=process.pid)
-        failure = None
+        failure, self._importing = None, 1
+        watch = asyncio.create_task(self._watch(process), name="zygote's heartbeat")
         try:
             assert process.stdout is not None
             async for line in process.stdout:
+                self._heard = asyncio.get_running_loop().time()
                 failure = self._note(line) or failure
             code = await process.wait()
         finally:
             self._process = None
+            watch.cancel()
             await _end(process)
         return failure or (f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}")
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Ask now and then whether it lives. One that is stuck is only said to be: its workers live, and would die with it."""
+        loop = asyncio.get_running_loop()
+        while True:
+            asked = loop.time()
+            await self._say(process, [])
+            await asyncio.sleep(BEAT_S)
+            stuck = False
+            while self._heard < asked:
+                if (
+                    not stuck
+                    and self.status.state == "running"
+                    and not self._importing
+                    and loop.time() - asked > STUCK_S
+                ):
+                    stuck, reason = True, f"it has not answered for {STUCK_S:g} s; workers start the stock way"
+                    log.error("zygote: %s", reason)
+                    self._set(state="failed", reason=reason)
+                await asyncio.sleep(BEAT_S / 10)
+            if stuck:
+                log.info("zygote: it answers again")
+                self._set(state="running", reason=None)
+
+    @staticmethod
+    async def _say(process: asyncio.subprocess.Process, wanted: list[str]) -> None:
+        if process.stdin is not None:
+            with contextlib.suppress(ConnectionError):  # it just died: the next one is started with all that is wanted
+                process.stdin.write(json.dumps(wanted).encode() + b"\n")
+                await process.stdin.drain()
 
     def _note(self, line: bytes) -> str | None:
         """Take in one line of the zygote's; a failure is returned."""
@@ -163,6 +199,7 @@ class Zygote:
             log.info("zygote: %s", line.decode(errors="replace").rstrip())  # a package that prints when it is imported
             return None
         if event == "ready":
+            self._importing -= 1
             self._set(state="running", reason=None, ready_s=told["seconds"])
             self._settled.set()
             log.info("zygote: ready, %s modules in %s s", told["modules"], told["seconds"])
@@ -174,6 +211,7 @@ class Zygote:
             self._set(reason=told["reason"], refused=self.status.refused + 1)
             log.warning("zygote: a worker starts the stock way: %s", told["reason"])
         elif event == "unfit":
+            self._importing = 0
             self._set(state="failed", reason=f"{told['reason']}; workers start the stock way")
         elif event == "failed":
             return str(told["reason"])

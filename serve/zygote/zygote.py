@@ -71,6 +71,8 @@ class Zygote:
     def load(self, wanted: list[str]) -> None:
         """Import, and see whether this process can still be forked from. Raises ImportError for a required one."""
         began = time.monotonic()
+        importing = Path(f"{self.listener.getsockname()}.importing")  # launchers that find it are patient
+        importing.touch()
         failed = import_all(wanted)
         self.unfit = fitness.unfit_after_imports()
         new = os.environb.keys() - self.environment.keys() - SET_BY_US
@@ -79,6 +81,7 @@ class Zygote:
         sys.stdout.flush()  # what an import printed would come out of every fork once more
         gc.collect()
         gc.freeze()  # a collection in a worker must not write to, and so copy, every page of ours
+        importing.unlink(missing_ok=True)
         if not self.unfit:
             seconds = round(time.monotonic() - began, 2)
             report("ready", pid=os.getpid(), seconds=seconds, modules=len(sys.modules), failed=failed)
@@ -102,13 +105,17 @@ class Zygote:
                 return start
 
     def obey(self) -> None:
-        """A line on standard input is a JSON list of further imports; its end is the supervisor's."""
+        """A line on standard input is a JSON list of further imports, empty to hear that we live; its end is the supervisor's."""
         read = os.read(STDIN, 1 << 16)
         if not read:
             os._exit(0)
         *lines, self.commands = (self.commands + read).split(b"\n")
         for line in lines:
-            self.load(json.loads(line))
+            wanted = json.loads(line)
+            if not wanted:
+                report("alive")
+                continue
+            self.load(wanted)
             if self.unfit:  # workers live, so stay; later ones start the stock way
                 report("unfit", reason=self.unfit)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.services import wait_for
-from tests.zygotes import LAUNCHER, ZygoteProcess, running_zygote
+from tests.zygotes import LAUNCHER, ZygoteProcess, first_line, running_zygote
 
 WHO = "import os; print(os.getppid())"
 IMPORTED = "import packaging, sys; print(packaging.__file__, sys.path[1:3])"
@@ -153,20 +153,58 @@ def test_an_import_that_fails_costs_only_itself_unless_it_is_required(tmp_path: 
     assert again.process.wait(20) == 1
 
 
+def make_impatient(launcher: Path) -> None:
+    text, changed = re.subn(r"^HELLO_S = [\d.]+", "HELLO_S = 0.3", LAUNCHER.read_text(), flags=re.MULTILINE)
+    assert changed == 1
+    launcher.write_text(text)
+    launcher.chmod(0o755)
+
+
+def test_a_zygote_that_is_importing_is_waited_for(tmp_path: Path) -> None:
+    """Else the first workers after a start of the agent, or of a new model, would all start the stock way."""
+    make_impatient(tmp_path / "launcher.py")
+    (tmp_path / "slow.py").write_text(
+        f"import pathlib, time\nwhile not pathlib.Path({str(tmp_path / 'go')!r}).exists(): time.sleep(0.01)\n"
+    )
+    with running_zygote(tmp_path, {"PYTHONPATH": f"{tmp_path}:{tmp_path / 'stand-in'}"}) as zygote:
+        zygote.event("ready")
+        zygote.warm("slow")
+        wait_for(Path(f"{zygote.socket}.importing").exists, "the import to have begun")
+        launched = zygote.launch(WHO, launcher=tmp_path / "launcher.py")
+        with pytest.raises(subprocess.TimeoutExpired):
+            launched.wait(1)
+        (tmp_path / "go").touch()
+        assert int(launched.communicate(timeout=60)[0]) == zygote.process.pid
+
+
+def test_the_end_of_a_worker_is_noticed_beside_a_stuck_zygote(tmp_path: Path, zygote: ZygoteProcess) -> None:
+    """TorchServe knows of a worker's end by its launcher's."""
+    make_impatient(tmp_path / "launcher.py")
+    launched = zygote.launch(
+        "import os, signal; print(os.getpid(), flush=True); signal.pause()", launcher=tmp_path / "launcher.py"
+    )
+    worker = int(first_line(launched))
+    zygote.process.send_signal(signal.SIGSTOP)
+    try:
+        os.kill(worker, signal.SIGKILL)
+        assert launched.wait(20) == 137
+    finally:
+        zygote.process.send_signal(signal.SIGCONT)
+
+
 def test_a_stuck_zygote_is_not_waited_for_and_forks_nothing_later(tmp_path: Path, zygote: ZygoteProcess) -> None:
     """The request lies in its queue when the launcher gives up; a worker that came of it would be a second copy."""
     impatient = tmp_path / "launcher.py"
-    text, changed = re.subn(r"^PATIENCE_S = [\d.]+", "PATIENCE_S = 0.3", LAUNCHER.read_text(), flags=re.MULTILINE)
-    assert changed == 1
-    impatient.write_text(text)
-    impatient.chmod(0o755)
+    make_impatient(impatient)
     log = tmp_path / "log"
     code = f"import os\nwith open({str(log)!r}, 'a') as log: log.write(f'{{os.getppid()}} ')\n"
     zygote.process.send_signal(signal.SIGSTOP)
     try:  # not to the end of its output: the request in the queue holds a copy of it
         launched = zygote.launch(code, launcher=impatient)
         assert launched.stderr is not None
-        assert launched.stderr.readline() == b"zygote: timed out; this worker starts the stock way\n"
+        assert launched.stderr.readline() == (
+            b"zygote: required an answer within 0.3 s, found the zygote stuck; this worker starts the stock way\n"
+        )
         assert launched.wait(20) == 0
     finally:
         zygote.process.send_signal(signal.SIGCONT)

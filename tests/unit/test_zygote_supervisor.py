@@ -2,16 +2,18 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from serve.zygote import supervisor
 from serve.zygote.imports import REQUIRED, import_all, imports_for
 from serve.zygote.supervisor import LAUNCHER, Zygote
 from tests.services import wait_for
-from tests.zygotes import ZygoteProcess, alive
+from tests.zygotes import ZygoteProcess, alive, first_line
 
 WHO = "import os; print(os.getppid())"
 
@@ -130,6 +132,28 @@ def test_more_is_imported_for_a_model_that_comes_later(tmp_path: Path) -> None:
 def test_a_socket_path_that_the_kernel_cannot_hold_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="required at most 107 bytes"):
         Zygote(tmp_path / ("x" * 100), [])
+
+
+def test_a_stuck_zygote_is_said_to_be_and_its_workers_live_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "BEAT_S", 0.1)
+    monkeypatch.setattr(supervisor, "STUCK_S", 1.0)
+
+    async def body(zygote: Zygote, workers: ZygoteProcess) -> None:
+        assert await zygote.ready()
+        pid = zygote.status.pid
+        assert pid is not None
+        worker = workers.launch("import signal; print('up', flush=True); signal.pause()")
+        await asyncio.to_thread(first_line, worker)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await until(lambda: zygote.status.state == "failed", "the stuck zygote to be noticed")
+            assert "has not answered" in str(zygote.status.reason)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await until(lambda: zygote.status.state == "running", "its answer to be noticed")
+        assert (zygote.status.pid, zygote.status.restarts, worker.poll()) == (pid, 0, None)
+
+    supervised(tmp_path, body)
 
 
 def test_imports_follow_task_and_architecture() -> None:
