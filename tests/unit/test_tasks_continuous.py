@@ -17,7 +17,10 @@ from tasks.shared.errors import DeviceLost, RequestError
 from tasks.text_generation import TextGeneration
 from transformers import AutoModelForCausalLM
 
+from serve.agent.archive import SlimArchive
 from tests.tiny_models import VOCABULARY, make_causal
+from weightless.modelfile import NodeSettings
+from weightless.release import Content, FileEntry, Location, Release, ReleaseSettings
 
 KINDS = ("falcon", "falcon-alibi", "llama")
 MAX_ROWS = 4
@@ -357,3 +360,37 @@ def test_the_figures_of_a_request_are_counted(load: Callable[..., TextGeneration
     assert (figures.generated_tokens, figures.batch) == (6, 2)
     assert figures.began is not None and figures.first_token is not None and figures.began <= figures.first_token
     assert not isinstance(running.result(), RequestError)
+
+
+def settings_of(task: str, **node: Any) -> dict[str, Any]:
+    """The model-config.yaml of an archive for such a node."""
+    files = (FileEntry(path="config.json", size=1, blake3="0" * 64, sha256="0" * 64),)
+    settings = ReleaseSettings(task=task)
+    content = Content(model="m", created="2026-11-22T16:10:03Z", source={"folder": "m"}, files=files, settings=settings)
+    release = Release.make("v1", content, Location(bucket="models", versions={"m/config.json": "1"}))
+    return SlimArchive("m", "v1", NodeSettings(**node), release).config()
+
+
+@pytest.mark.parametrize(
+    ("task", "node", "continuous", "batch", "delay"),
+    [
+        ("text-generation", {}, True, 16, 1),
+        ("text-generation", {"batch_size": 4, "max_batch_delay_ms": 50}, True, 4, 1),
+        ("text-generation", {"workers": 2, "batch_size": 4, "max_batch_delay_ms": 50}, False, 4, 50),
+        ("text-generation", {"batching": "static"}, False, 1, 10),
+        ("embeddings", {}, False, 1, 10),
+    ],
+)
+def test_an_archive_asks_for_continuous_batches_where_they_are_possible(
+    task: str, node: dict[str, Any], continuous: bool, batch: int, delay: int
+) -> None:
+    config = settings_of(task, **node)
+    found = (config["continuousBatching"], config["batchSize"], config["maxBatchDelay"])
+    assert found == (continuous, batch, delay)
+
+
+def test_continuous_batches_with_several_workers_are_refused_with_the_reason_and_what_to_do() -> None:
+    with pytest.raises(
+        ValueError, match=r"requires workers: 1, found 2: .* serve this model from more containers, or set"
+    ):
+        NodeSettings(batching="continuous", workers=2)
