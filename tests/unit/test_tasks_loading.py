@@ -77,6 +77,22 @@ def test_weights_are_mapped_in_the_checkpoints_own_dtype_and_copied_in_another(t
     assert private_kib() - before > size
 
 
+@pytest.mark.parametrize("said", ["float32", None])
+def test_the_weights_files_say_their_dtype_and_not_the_config(tmp_path: Path, said: str | None) -> None:
+    """A config that was not changed with the weights would cost each worker a private copy of twice their size."""
+    folder = make_causal(tmp_path, "falcon", "bfloat16")
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": said}))
+    task: Any = load_task("text-generation", folder, {}, Node())
+    assert task.facts["dtype"] == "bfloat16"
+    tensors = load_file(folder / "model.safetensors")
+    mixed = {name: tensor.float() if "layernorm" in name else tensor for name, tensor in tensors.items()}
+    save_file(mixed, folder / "model.safetensors", {"format": "pt"})
+    task = load_task("text-generation", folder, {}, Node())
+    assert task.facts["dtype"] == "bfloat16", "a few norms in float32 do not decide"
+
+
 def test_device_map_goes_through_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     placed: list[Any] = []
     real = modeling_utils._get_device_map

@@ -5,6 +5,8 @@ where a conversion to float32 takes 2 to 3 s and 1.8 GB.
 """
 
 import json
+import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ import transformers
 
 from tasks.shared.device import Placement
 
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NOT_NEEDED = ("pooler.",)  # BERT's pooler: often left out of checkpoints, never used here
 
 
@@ -41,10 +46,11 @@ def load_model(folder: Path, placement: Placement, trust_remote_code: bool, suff
     config = read_json_file(folder / "config.json")
     if config is None:
         raise ValueError("required config.json in the model folder, found none; publish the whole folder")
+    dtype = placement.dtype if placement.dtype != "auto" else _checkpoint_dtype(folder, config)
     transformers.utils.logging.disable_progress_bar()  # TorchServe would log each step of it as a line
     model, info = _model_class(config, trust_remote_code, suffix, auto).from_pretrained(
         folder,
-        dtype=placement.dtype,
+        dtype=dtype,
         device_map=placement.device_map,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,  # a pickle runs code
@@ -59,6 +65,31 @@ def load_model(folder: Path, placement: Placement, trust_remote_code: bool, suff
             f"{len(wrong)} of another shape ({', '.join(wrong[:3])}); the folder is not a complete checkpoint of this config"
         )
     return model.eval()
+
+
+def _checkpoint_dtype(folder: Path, config: dict[str, Any]) -> torch.dtype | str:
+    """The dtype that most bytes of the weights have, "auto" where their files do not say.
+
+    transformers believes config.json, which a conversion often leaves as it was: bfloat16 weights would become a private float32
+    copy of twice their size. Quantised weights are left to what their config says.
+    """
+    found: Counter[torch.dtype] = Counter()
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for tensor in header.values():
+            if (dtype := _DTYPES.get(tensor.get("dtype"))) is not None:
+                begin, end = tensor["data_offsets"]
+                found[dtype] += end - begin
+    if not found or "quantization_config" in config:
+        return "auto"
+    chosen = found.most_common(1)[0][0]
+    said = config.get("dtype", config.get("torch_dtype"))
+    if said is not None and said != str(chosen).removeprefix("torch."):
+        logger.info(
+            "dtype %s, which the weights have, so that their files are mapped; config.json says %s", chosen, said
+        )
+    return chosen
 
 
 def _model_class(config: dict[str, Any], trust_remote_code: bool, suffix: str, auto: str) -> Any:
