@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -78,6 +79,90 @@ def test_the_agent_killed_leaves_nothing_behind_and_starts_again(
         wait_for(lambda: not [p for p in family if p.is_running() and p.status() != "zombie"], "all to be gone", 15)
         agent.start()
         agent.wait_serving("moody", "v1")
+
+
+def test_the_agent_killed_in_the_midst_of_a_rollout_serves_what_is_wanted_after_its_return(
+    minio_server: MinioServer, moody_model: Path, tmp_path: Path
+) -> None:
+    killed_in_rollouts(minio_server, moody_model, tmp_path, [0.4])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_agent_killed_at_twenty_points_of_a_rollout_serves_what_is_wanted_after_its_return(
+    minio_server: MinioServer, moody_model: Path, tmp_path: Path
+) -> None:
+    chance = random.Random(11)
+    killed_in_rollouts(minio_server, moody_model, tmp_path, [chance.uniform(0, 1.5) for _ in range(20)])
+
+
+def killed_in_rollouts(minio: MinioServer, folder: Path, tmp_path: Path, after: list[float]) -> None:
+    """A rollout takes about a second; the agent is killed so many seconds after the alias was moved."""
+    releases = []
+    for number in range(2):
+        (folder / "config.json").write_text(f'{{"number": {number}}}')
+        releases.append(publish(minio, "moody", folder, promote=not number))
+    with running_agent(tmp_path, minio, HANDLER_DIR=MOODY, POLL_SECONDS="0.05") as agent:
+        agent.wait_serving("moody", "v1")
+        for turn, seconds in enumerate(after):
+            wanted = releases[1 - turn % 2]
+            move_alias(minio, wanted)
+            began = time.monotonic()
+            wait_for(lambda: time.monotonic() - began >= seconds, "the moment", 10, interval=0.005)  # noqa: B023
+            family = agent.descendants()
+            agent.kill()
+            wait_for(lambda: not [p for p in family if p.is_running() and p.status() != "zombie"], "all to be gone", 15)  # noqa: B023
+            agent.start()
+            agent.wait_serving("moody", wanted.name)
+            assert agent.predict("moody", "say x").headers["X-Weightless-Release"] == wanted.name
+            wait_for(lambda: len(agent.registered("moody")) == 1, "one version", 20)
+
+
+def test_a_worker_that_hangs_while_it_loads_leaves_the_old_release_serving(
+    minio_server: MinioServer, moody_model: Path, tmp_path: Path
+) -> None:
+    mood = tmp_path / "mood"
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "moody.yaml").write_text("node: {startup_timeout_s: 4}\n")
+    publish(minio_server, "moody", moody_model)
+    with running_agent(tmp_path, minio_server, HANDLER_DIR=MOODY, MOODY=str(mood)) as agent:
+        agent.wait_serving("moody", "v1")
+        mood.write_text("slow")
+        (moody_model / "config.json").write_text('{"second": true}')
+        with Traffic(agent.ports["AGENT_PORT"], "moody", {"input": "say x"}) as traffic:
+            publish(minio_server, "moody", moody_model)
+            error = agent.wait_refused("moody", "v2")
+            traffic.wait_for_more("v1")
+        assert (error["type"], error["retries"]) == ("StartTooSlow", True)
+        assert traffic.failures == []
+        mood.unlink()
+        agent.wait_serving("moody", "v2")
+
+
+def test_eight_models_at_once_with_a_bad_one_among_them_and_seven_serve(
+    minio_server: MinioServer, moody_model: Path, tmp_path: Path
+) -> None:
+    names = [f"moody-{number}" for number in range(8)]
+    bad = names[3]
+    for name in names:
+        golden = {"input": "say x", "output": "y"} if name == bad else None
+        publish(minio_server, name, moody_model, golden=golden)
+    with running_agent(tmp_path, minio_server, HANDLER_DIR=MOODY) as agent:
+        steps: set[int] = set()
+
+        def settled() -> bool:
+            models = agent.status()["models"]
+            steps.add(sum(found["step"] not in (None, "resolve") for found in models.values()))
+            return len(models) == 8 and all(
+                found["step"] is None and (found["serving"] or found["error"]) for found in models.values()
+            )
+
+        wait_for(settled, "all eight to be settled", 200)
+        found = agent.status()["models"]
+        assert {name for name, one in found.items() if one["serving"] == "v1"} == set(names) - {bad}
+        assert found[bad]["error"]["type"] == "SmokeTestFailed"
+        assert max(steps) <= 2, "more rollouts at once than PARALLEL_ROLLOUTS"
+        assert all(agent.predict(name, "say x").status == 200 for name in names if name != bad)
 
 
 def test_a_killed_worker_comes_back_and_no_request_hangs(
