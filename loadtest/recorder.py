@@ -144,9 +144,10 @@ class Recorder:
                 del points[:-POINTS_KEPT]
 
     def forget_requests(self) -> None:
-        """Drop the requests so far; cold starts stay."""
-        self.series.clear()
-        self.points.clear()
+        """Drop the requests of this stage; those of stages before it and cold starts stay."""
+        for kept in (self.series, self.points):
+            for key in [key for key in kept if key.stage == self.stage]:
+                del kept[key]
         self._recent.clear()
         self._ticked = time.time()
 

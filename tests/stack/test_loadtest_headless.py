@@ -171,3 +171,13 @@ def test_open_loop_keeps_its_rate_and_counts_from_when_a_request_was_due(tmp_pat
     row = rows(read(tmp_path / "out", "soak"), "inference")["falcon-tiny v1 generate (soak)"]
     assert 13 < row["rate"] < 27, row
     assert fake.PREDICT_S * 1000 <= row["p50"] < fake.PREDICT_S * 1000 + 80, row
+
+
+def test_what_came_in_the_warm_up_is_not_counted(tmp_path: Path) -> None:
+    """Two users at a server that takes 150 ms send some 53 requests in four seconds, half of them in the warm-up."""
+    with fake_agent(tmp_path) as agent:
+        arguments = ("--profile", "soak", "--seconds", "4", "--users", "2", "--warmup-seconds", "2")
+        run = loadtest(agent, tmp_path / "out", *arguments)
+    assert run.returncode == 0, run.stderr
+    row = rows(read(tmp_path / "out", "soak"), "inference")["falcon-tiny v1 generate (soak)"]
+    assert 5 < row["requests"] < 40, row

@@ -237,6 +237,14 @@ def test_the_end_of_the_warm_up_keeps_cold_starts() -> None:
     assert not recorder.series and len(recorder.cold_starts) == 6
 
 
+def test_the_end_of_a_stages_warm_up_keeps_the_stages_before_it() -> None:
+    recorder = Recorder()
+    for recorder.stage in ("1 user", "2 users"):
+        outcomes(recorder)
+    recorder.end_warmup(1)
+    assert [key.stage for key in recorder.series] == ["1 user"]
+
+
 def test_what_a_worker_recorded_before_it_heard_of_the_end_of_the_warm_up_does_not_count() -> None:
     master, worker = Recorder(), Recorder()
     outcomes(worker)
