@@ -22,7 +22,7 @@ from loadtest.bench.server import ROOT
 MODEL = "falcon-tiny"
 HANDLER = Path(__file__).with_name("echo_handler.py")
 CLIENTS, BATCH = 32, 16
-ONE, MANY = 1500, 12_000  # requests of a sample: 3 to 5 s each
+ONE, MANY = 1500, 10_000  # requests of a sample: 1 to 4 s each
 DOOR, DIRECT = "door", "TorchServe alone"
 
 

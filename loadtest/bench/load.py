@@ -61,24 +61,41 @@ def send(url: str, users: int, bodies: Sequence[dict[str, Any]]) -> list[Answer]
 
 
 def figures(answers: Sequence[Answer]) -> dict[str, float]:
-    """Tokens a second from the first request to the last answer, latencies, and what the streams among them showed.
+    """Tokens a second while all users waited for an answer, and of the whole load; latencies, and what the streams showed.
 
     The last event of a stream is its end and no token.
     """
-    seconds = max(one.ended for one in answers) - min(one.began for one in answers)
+    began = min(one.began for one in answers)
+    until, ended = busy_until(answers), max(one.ended for one in answers)
     latencies = [one.ended - one.began for one in answers]
     firsts = [one.pieces[0] - one.began for one in answers if one.pieces]
-    gaps = [b - a for one in answers for a, b in zip(one.pieces[:-1], one.pieces[1:-1], strict=False)]
-    told = {"rate_tokens_s": sum(one.count for one in answers) / seconds}
-    for name, values, factor in (
-        ("latency", latencies, 1.0),
-        ("first_token", firsts, 1.0),
-        ("between_tokens", gaps, 1e3),
+    gaps = [1e3 * (b - a) for one in answers for a, b in zip(one.pieces[:-1], one.pieces[1:-1], strict=False)]
+    told = {
+        "rate_tokens_s": sum(tokens_until(one, until) for one in answers) / (until - began),
+        "rate_to_the_end_tokens_s": sum(one.count for one in answers) / (ended - began),
+    }
+    for name, unit, values in (
+        ("latency", "s", latencies),
+        ("first_token", "s", firsts),
+        ("between_tokens", "ms", gaps),
     ):
-        unit = "s" if factor == 1 else "ms"
         if values:
-            told |= {f"{name}_p{p}_{unit}": percentile(values, p) * factor for p in (50, 95)}
+            told |= {f"{name}_p{p}_{unit}": percentile(values, p) for p in (50, 95)}
     return told
+
+
+def busy_until(answers: Sequence[Answer]) -> float:
+    """When a user got an answer and had nothing more to ask: from then on there are fewer users than were said."""
+    last = max(one.began for one in answers)
+    return min(one.ended for one in answers if one.ended > last)
+
+
+def tokens_until(answer: Answer, moment: float) -> float:
+    """Its tokens up to then; of an answer that is no stream, none before it is complete."""
+    if answer.ended <= moment:
+        return answer.count
+    pieces = answer.pieces[:-1]
+    return answer.count * sum(piece <= moment for piece in pieces) / len(pieces) if pieces else 0
 
 
 def percentile(values: Sequence[float], percent: int) -> float:

@@ -70,13 +70,24 @@ def test_the_door_is_what_it_adds_and_what_it_carries() -> None:
 
 def test_the_figures_of_a_load() -> None:
     stream = Answer(began=10, ended=14, pieces=(11, 11.5, 13, 14), count=20)
-    whole = Answer(began=12, ended=20, pieces=(), count=30)
+    whole = Answer(began=12, ended=20, pieces=(), count=60)
     told = figures([stream, whole])
-    assert told["rate_tokens_s"] == 5, "50 tokens from the first request to the last answer"
+    assert told["rate_tokens_s"] == 5, "20 tokens in the 4 s before a user had nothing more to ask"
+    assert told["rate_to_the_end_tokens_s"] == 8, "80 tokens in 10 s"
     assert (told["latency_p50_s"], told["latency_p95_s"]) == (4, 8)
     assert told["first_token_p50_s"] == 1
     assert (told["between_tokens_p50_ms"], told["between_tokens_p95_ms"]) == (500, 1500), "the end is no token"
     assert "first_token_p50_s" not in figures([whole])
+
+
+def test_tokens_count_as_long_as_every_user_waits_for_an_answer() -> None:
+    short, second = Answer(0, 4, (1, 4), 10), Answer(4, 12, (6, 8, 10, 11, 12), 40)
+    long = Answer(0, 8, (2, 4, 6, 8), 30)
+    assert load.busy_until([short, second, long]) == 8
+    assert load.tokens_until(second, 8) == 20, "half of its pieces had come"
+    assert figures([short, second, long])["rate_tokens_s"] == (10 + 20 + 30) / 8
+    assert figures([short])["rate_tokens_s"] == 2.5, "a lone user is busy to the end"
+    assert load.tokens_until(Answer(4, 12, (), 40), 8) == 0
 
 
 def test_a_percentile_is_a_value_that_was_seen() -> None:
