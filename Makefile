@@ -80,8 +80,9 @@ mar: ## A self-contained slim MAR to take away: MODEL=falcon-tiny [RELEASE=v1|se
 retry: ## Try again what the node refused to serve: MODEL=falcon-7b
 	$(call needs,MODEL)
 	$(RUN) -- -m commands retry "$$MODEL"
-prune: ## Delete old releases and what only they hold (asks): MODEL=falcon-tiny KEEP=3 [YES=yes] [JSON=1]
+prune: ## Delete old releases and what only they hold (shows what, and asks): MODEL=falcon-tiny KEEP=3 [YES=yes] [JSON=1]
 	$(call needs,MODEL KEEP)
+	$(if $(or $(call yes,YES),$(call yes,JSON)),,$(RUN) -- -m seeding prune "$$MODEL" --keep "$$KEEP" --dry-run $(json))
 	$(RUN) $(if $(call yes,YES),,--ask "This deletes all but the newest $$KEEP releases of $$MODEL for good.") -- -m seeding prune "$$MODEL" --keep "$$KEEP" $(json)
 credentials: ## The login of MinIO's console, and the API key if one is set [SHOW=user|password|api-key] [JSON=1]
 	$(RUN) -- -m commands credentials $(if $(SHOW),--show "$$SHOW") $(json)

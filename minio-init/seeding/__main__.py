@@ -113,6 +113,7 @@ def prune_command(
     model: Annotated[str, typer.Argument(help="The model's name.")],
     keep: Annotated[int, typer.Option(min=1, help="How many of the newest releases stay.")] = 3,
     grace_hours: Annotated[float, typer.Option(min=0, help="Object versions younger than this stay.")] = 24,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
     as_json: Json = False,
 ) -> None:
     """Delete old releases and the object versions that no kept release names."""
@@ -125,9 +126,9 @@ def prune_command(
 
     with _reporting(as_json):
         settings = SeedSettings.load()
-        pruned = prune(StoreSettings.load(), settings, model, keep, timedelta(hours=grace_hours))
+        pruned = prune(StoreSettings.load(), settings, model, keep, timedelta(hours=grace_hours), dry_run)
         text = (
-            f"{model}: deleted releases {', '.join(pruned.deleted) or 'none'} and {pruned.versions} object versions "
+            f"{model}: {'would delete' if dry_run else 'deleted'} releases {', '.join(pruned.deleted) or 'none'} and {pruned.versions} object versions "
             f"({size(pruned.bytes)}); kept {', '.join(pruned.kept)}"
         )
         _end(as_json, pruned.as_dict(), text)

@@ -33,12 +33,17 @@ class Pruned:
 
 
 def prune(
-    store_settings: StoreSettings, settings: SeedSettings, model: str, keep: int, grace: timedelta = GRACE
+    store_settings: StoreSettings,
+    settings: SeedSettings,
+    model: str,
+    keep: int,
+    grace: timedelta = GRACE,
+    dry_run: bool = False,
 ) -> Pruned:
     """Keep the newest `keep` releases, the one served, its canary and the one that a rollback would serve; delete the others.
 
     Then delete every object version that no release names, unless a plain listing shows it or it is younger than
-    `grace`. Raises ModelNotFound, StoreError.
+    `grace`. With `dry_run` only say what would go. Raises ModelNotFound, StoreError.
     """
     store = Store(store_settings)
     store.check()
@@ -49,14 +54,21 @@ def prune(
         )
     kept = {*names[len(names) - keep :], *_pointed_at(store.alias_history(model))} & set(names)
     old = [name for name in names if name not in kept]
+    if dry_run:
+        unnamed = _unnamed(store, model, old, datetime.now(UTC) - grace)
+        return _pruned(model, old, kept, names, unnamed)
     releases, models = store_settings.releases_bucket, store_settings.models_bucket
     with configured_mc(store_settings, settings.mc) as mc:
         # Manifests first: a release whose files are gone must not be there to be promoted.
         for name in old:
             mc.run("rm", "--versions", "--force", f"{ALIAS}/{releases}/{model}/{name}.json")
-        unnamed = _unnamed(store, model, datetime.now(UTC) - grace)
+        unnamed = _unnamed(store, model, [], datetime.now(UTC) - grace)
         for version in unnamed:
             mc.run("rm", "--version-id", version.version_id, f"{ALIAS}/{models}/{version.key}")
+    return _pruned(model, old, kept, names, unnamed)
+
+
+def _pruned(model: str, old: list[str], kept: set[str], names: list[str], unnamed: list[ObjectVersion]) -> Pruned:
     return Pruned(model, old, sorted(kept, key=names.index), len(unnamed), sum(version.size for version in unnamed))
 
 
@@ -67,8 +79,10 @@ def _pointed_at(history: list[AliasVersion]) -> list[str]:
     return [*pointed, now.canary.release] if now and now.canary else pointed
 
 
-def _unnamed(store: Store, model: str, before: datetime) -> list[ObjectVersion]:
-    named = {pair for name in store.releases(model) for pair in store.release(model, name).location.versions.items()}
+def _unnamed(store: Store, model: str, going: list[str], before: datetime) -> list[ObjectVersion]:
+    """The object versions that no release names but those that are `going`."""
+    staying = [store.release(model, name) for name in store.releases(model) if name not in going]
+    named = {pair for release in staying for pair in release.location.versions.items()}
     versions = store.object_versions(model)
     shown = {(version.key, version.version_id) for version in visible(versions)}
     return [

@@ -17,7 +17,7 @@ from tests.seeding import broken, contents, copy, held, seed, seed_settings
 from tests.services import MinioServer, tool
 from weightless.errors import Conflict, InvalidFolder, ModelNotFound, NotEnoughDisk, StoreError, VerificationFailed
 from weightless.publish import Published, Source, Upload, Uploader, point_alias, publish_bucket, publish_folder, visible
-from weightless.release import Alias, ReleaseSettings
+from weightless.release import Alias, Canary, ReleaseSettings
 from weightless.store import Store
 
 MODEL = "falcon-tiny"
@@ -381,15 +381,17 @@ def test_pruning_keeps_what_is_kept_whole(minio_server: MinioServer, store: Stor
     for _ in range(5):
         seed(minio_server, MODEL, folder)
         change_more(folder / SHARD)
-    point_alias(store, store.release(MODEL, "v2"), "somebody")
+    canary = Canary.of(store.release(MODEL, "v3"), 10)
+    store.put_alias(MODEL, Alias.of(store.release(MODEL, "v2"), "somebody", canary), store.alias(MODEL))
+    told = prune(minio_server.settings, seed_settings(), MODEL, 1, timedelta(0), dry_run=True)
     pruned = prune(minio_server.settings, seed_settings(), MODEL, 1)
-    assert (pruned.deleted, pruned.kept, pruned.versions) == (["v1", "v3", "v4"], ["v2", "v5"], 0), (
-        "too young to delete"
-    )
+    assert (told.deleted, told.kept) == (pruned.deleted, pruned.kept) == (["v1", "v4"], ["v2", "v3", "v5"])
+    assert pruned.versions == 0, "too young to delete"
     pruned = prune(minio_server.settings, seed_settings(), MODEL, 1, timedelta(0))
-    assert (pruned.versions, pruned.bytes) == (3, 3 * (folder / SHARD).stat().st_size)
-    assert store.releases(MODEL) == ["v2", "v5"]
-    for name in ("v2", "v5"):
+    assert (told.versions, told.bytes) == (pruned.versions, pruned.bytes), "what was told would go is what went"
+    assert (pruned.versions, pruned.bytes) == (2, 2 * (folder / SHARD).stat().st_size)
+    assert store.releases(MODEL) == ["v2", "v3", "v5"]
+    for name in ("v2", "v3", "v5"):
         assert not broken(store, store.release(MODEL, name))
     assert store.serving(MODEL).name == "v2"
 
