@@ -11,7 +11,7 @@ from tests.services import ROOT, MinioServer, free_port, wait_for
 from tests.stack.test_loadtest_headless import loadtest, read, rows
 from tests.stack.test_locust_ui import get, process
 
-ARMS = ("slim-cold", "slim-warm", "slim-10gbit", "mar", "mar-zygote", "worker")
+ARMS = ("slim-cold", "slim-warm", "mar", "mar-zygote", "worker")
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def test_every_kind_of_request_and_start_on_the_real_stack(
     for start in starts:
         assert (start["model"], start["release"], start["digest"]) == ("falcon-1g", "v1", release.digest)
         assert start["arm"] == "worker" or 0 < start["ready_s"] < start["first_s"]
-        fetches = start["arm"] in ("slim-cold", "slim-10gbit")
+        fetches = start["arm"] == "slim-cold"
         assert start["bytes_from_store"] == (release.content.size if fetches else 0), start
         assert (start["store_sent_bytes"] >= release.content.size) is fetches, "by MinIO's own counter"
         assert start["phases"]["load"] > 0 and start["peak_memory_bytes"] and start["forked"] is (start["arm"] != "mar")
