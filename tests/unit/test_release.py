@@ -5,7 +5,7 @@ import json
 import pytest
 
 from weightless.errors import InvalidRelease
-from weightless.release import Alias, Content, FileEntry, Location, Release, ReleaseSettings, digest_of
+from weightless.release import Alias, Canary, Content, FileEntry, Location, Release, ReleaseSettings, digest_of
 
 
 def content(**changes: object) -> Content:
@@ -78,3 +78,17 @@ def test_an_alias_only_points_at_a_written_manifest() -> None:
     assert Alias.from_json("tiny", alias.to_json()) == alias
     with pytest.raises(InvalidRelease, match="tiny/serving"):
         Alias.from_json("tiny", b'{"release": "latest"}')
+
+
+def test_an_alias_with_a_canary_comes_back_and_one_without_is_written_as_ever() -> None:
+    written = release().model_copy(update={"manifest_version": "m"})
+    plain = Alias.of(written, by="ada")
+    assert b"canary" not in plain.to_json()
+    other = Canary(release="v9", digest=f"blake3:{'9' * 64}", manifest_version="n", percent=10)
+    tried = Alias.of(written, "ada", other)
+    assert Alias.from_json("tiny", tried.to_json()) == tried
+    for wrong in (b'"percent":0', b'"percent":100', b'"percent":"all"'):
+        with pytest.raises(InvalidRelease, match=r"canary\.percent"):
+            Alias.from_json("tiny", tried.to_json().replace(b'"percent":10', wrong))
+    with pytest.raises(ValueError, match="a canary other than the release that is served"):
+        Alias.of(written, "ada", Canary.of(written, 10))
