@@ -7,6 +7,7 @@ directly. stdin: a request body a line; stdout: {"seconds", "count"} a line, the
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +23,9 @@ class Bare:
 
     def __init__(self, kind: str, folder: Path, options: dict[str, Any]) -> None:
         command = [sys.executable, "-m", "loadtest.bench.bare", kind, str(folder), json.dumps(options)]
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the process
         self._process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True
         )
         self.threads = int(self._read()["threads"])
 
@@ -32,6 +34,7 @@ class Bare:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._process.communicate()  # an end of its input ends it
+        self._said.close()
 
     def ask(self, body: dict[str, Any]) -> tuple[float, int]:
         """Seconds of one request, and the tokens or vectors that came of it."""
@@ -45,8 +48,10 @@ class Bare:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            _, said = self._process.communicate()
-            raise BenchFailed(f"the bare model ended with status {self._process.returncode}:\n{said[-1500:]}")
+            self._process.communicate()
+            self._said.seek(0)
+            said = self._said.read()[-1500:]
+            raise BenchFailed(f"the bare model ended with status {self._process.returncode}:\n{said}")
         found: dict[str, Any] = json.loads(line)
         return found
 
