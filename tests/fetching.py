@@ -28,6 +28,14 @@ def some_bytes(size: int, seed: int) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
+FILES = {
+    "config.json": b'{"a": 1}',
+    "model.safetensors": some_bytes(9 * MIB + 12345, 1),
+    "b/c.bin": some_bytes(300_000, 2),
+}
+SIZE = sum(map(len, FILES.values()))
+
+
 def release_of(server: MinioServer, model: str, files: Mapping[str, bytes], name: str = "v1") -> Release:
     """Upload the files and describe them; the manifest itself is not written to the bucket."""
     entries, versions = [], {}
