@@ -64,13 +64,16 @@ class _Reporter:
 
     def __init__(self) -> None:
         self._began = self._last = time.monotonic()
+        self._before: int | None = None  # bytes that were there already: they say nothing of the rate
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
+        if self._before is None:
+            self._before = done
         if now - self._last < _REPORT_EVERY_S and done < total:
             return
         self._last = now
-        rate = done / max(now - self._began, 1e-3)
+        rate = (done - self._before) / max(now - self._began, 1e-3)
         eta_s = round((total - done) / rate, 1) if rate else None
         _say({"progress": {"done": done, "total": total, "rate": round(rate), "eta_s": eta_s}})
 
