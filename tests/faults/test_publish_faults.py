@@ -103,6 +103,7 @@ def test_a_seeding_killed_at_any_point_leaves_no_incomplete_release(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)  # each point waits for a share of a whole seeding, then reads back all that it left
 def test_a_seeding_killed_at_fifty_points(
     minio_server: MinioServer, store: Store, samples: Path, tmp_path: Path
 ) -> None:
