@@ -139,6 +139,30 @@ def test_a_worker_that_hangs_while_it_loads_leaves_the_old_release_serving(
         agent.wait_serving("moody", "v2")
 
 
+def test_a_release_that_replaces_the_old_one_slowly_makes_requests_wait_and_then_refuses_them_at_once(
+    minio_server: MinioServer, moody_model: Path, tmp_path: Path
+) -> None:
+    mood = tmp_path / "mood"
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "moody.yaml").write_text("node: {rollout: recreate}\n")
+    publish(minio_server, "moody", moody_model)
+    with running_agent(tmp_path, minio_server, HANDLER_DIR=MOODY, MOODY=str(mood), HOLD_SECONDS="1") as agent:
+        agent.wait_serving("moody", "v1")
+        mood.write_text("slow")
+        (moody_model / "config.json").write_text('{"second": true}')
+        publish(minio_server, "moody", moody_model)
+        wait_for(lambda: agent.model("moody")["step"] == "wait", "the old one to be gone", 60)
+        began = time.monotonic()
+        refused = agent.predict("moody", "say x")
+        took = time.monotonic() - began
+        assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
+        assert "its release is being replaced" in refused.json["error"]["message"]
+        assert 1 <= took < 10
+        mood.unlink()
+        agent.wait_serving("moody", "v2")
+        assert agent.predict("moody", "say x").status == 200
+
+
 def test_eight_models_at_once_with_a_bad_one_among_them_and_seven_serve(
     minio_server: MinioServer, moody_model: Path, tmp_path: Path
 ) -> None:
@@ -358,20 +382,25 @@ def test_bytes_that_are_no_http_do_no_harm(minio_server: MinioServer, moody_mode
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_20_swaps_under_load_fail_no_request(minio_server: MinioServer, samples: Path, tmp_path: Path) -> None:
     v1 = publish(minio_server, "falcon-tiny", samples / "falcon-tiny")
     v2 = publish(minio_server, "falcon-tiny", samples / "falcon-tiny-v2", promote=False)
     with running_agent(tmp_path, minio_server) as agent:
         agent.wait_serving("falcon-tiny", "v1")
-        body = {"input": PROMPT, "parameters": GREEDY}
-        with Traffic(agent.ports["AGENT_PORT"], "falcon-tiny", body, clients=4) as traffic:
+        body, port = {"input": PROMPT, "parameters": GREEDY}, agent.ports["AGENT_PORT"]
+        with (
+            Traffic(port, "falcon-tiny", body, every=0.25) as traffic,
+            Traffic(port, "falcon-tiny", body | {"stream": True}, clients=1) as streams,
+        ):
             for turn in range(20):
                 release = v1 if turn % 2 else v2
                 move_alias(minio_server, release)
                 agent.wait_serving("falcon-tiny", release.name)
-        assert traffic.failures == []
+        print(f"{traffic.releases} slowest {traffic.slowest:.2f} s; streams {streams.releases} {streams.slowest:.2f} s")
+        assert traffic.failures == streams.failures == []
         assert sum(traffic.answers.values()) > 100
-        assert len(traffic.answers) == 2
+        assert len(traffic.answers) == len(streams.answers) == 2, "an answer was of both"
 
 
 def test_an_alias_that_moves_during_a_rollout_ends_at_the_last(
