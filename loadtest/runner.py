@@ -80,6 +80,10 @@ class Run:
                 while not watch.over.wait(PROGRESS_SECONDS):
                     self.session.recorder.tick(runner.user_count)
                     watch.remind()
+                    if self.session.preparing:
+                        began = time.monotonic()
+                        say(f"{label}: {self.session.preparing}")
+                        continue
                     passed = time.monotonic() - began
                     if duration:
                         say(f"{label}: {passed:4.0f} s  {_progress(self.session.recorder)}")

@@ -46,6 +46,7 @@ class Session:
         self.recorder = Recorder()
         self.floor = Floor()
         self.problem: str | None = None
+        self.preparing = ""  # what users wait for before their first request; a stage's time begins after it
         self.warmed: Callable[[int], None] = lambda epoch: None  # the master of several processes tells the others
         self._plan: Plan | None = None
         self._one = BoundedSemaphore(1)
@@ -83,7 +84,11 @@ class Session:
         """Have an embedded form of the model on the baseline until the run ends. Raises as `Agent.hold`."""
         with self._one:
             if model not in self._held:
-                agent.hold(model)
+                self.preparing = f"registering {model} in an embedded form on the baseline"
+                try:
+                    agent.hold(model)
+                finally:
+                    self.preparing = ""
                 self._held[model] = agent
 
     def abort(self, environment: Any, error: LoadtestError) -> StopUser:

@@ -125,7 +125,8 @@ def framed_theme(browser: WebDriver) -> list[str]:
     browser.switch_to.frame("weightless")
     try:
         found: list[str] = browser.execute_script(
-            "return [document.documentElement.className, document.querySelector('.js-plotly-plot')._fullLayout.paper_bgcolor]"
+            "return [document.documentElement.className,"
+            " document.querySelector('.js-plotly-plot')?._fullLayout?.paper_bgcolor]"
         )
         return found
     finally:
