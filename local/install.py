@@ -121,7 +121,9 @@ class Environment:
 
 PYTHON = Environment("python", VENV, (ROOT / "requirements/dev.txt", ROOT / "requirements/samples.txt"))
 # The clients that the fetch is measured against: boto3 beside transformers would slow every start of a worker.
-PEERS = Environment("peers", ROOT / "build/bench-peers", (ROOT / "requirements/bench.txt", ROOT / "requirements/streamer.txt"))
+PEERS = Environment(
+    "peers", ROOT / "build/bench-peers", (ROOT / "requirements/bench.txt", ROOT / "requirements/streamer.txt")
+)
 
 
 def find_uv(log: Log) -> str:

@@ -241,7 +241,9 @@ def test_a_wrong_order_of_a_cold_start_is_400(body: Any, field: str) -> None:
 
 
 def test_an_order_has_defaults() -> None:
-    assert Order.of({"model": "m", "release": None}) == Order("m", None, "slim", "cold", "zygote", "warm", None, "Hello")
+    assert Order.of({"model": "m", "release": None}) == Order(
+        "m", None, "slim", "cold", "zygote", "warm", None, "Hello"
+    )
 
 
 def test_a_memory_that_cannot_be_read_is_as_good_as_none(tmp_path: Path) -> None:
