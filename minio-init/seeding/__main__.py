@@ -127,10 +127,9 @@ def prune_command(
     with _reporting(as_json):
         settings = SeedSettings.load()
         pruned = prune(StoreSettings.load(), settings, model, keep, timedelta(hours=grace_hours), dry_run)
-        text = (
-            f"{model}: {'would delete' if dry_run else 'deleted'} releases {', '.join(pruned.deleted) or 'none'} and {pruned.versions} object versions "
-            f"({size(pruned.bytes)}); kept {', '.join(pruned.kept)}"
-        )
+        does = "would delete" if dry_run else "deleted"
+        what = f"releases {', '.join(pruned.deleted) or 'none'} and {pruned.versions} object versions ({size(pruned.bytes)})"
+        text = f"{model}: {does} {what}; kept {', '.join(pruned.kept)}"
         _end(as_json, pruned.as_dict(), text)
 
 

@@ -35,7 +35,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
 def torchserve(tmp_path_factory: pytest.TempPathFactory, server: MinioServer) -> Iterator[StockTorchServe]:
     """A node with one model, whose steps take some milliseconds: what happens between them can be told apart."""
     folder = tmp_path_factory.mktemp("torchserve")
-    sizes = {"hidden_size": 256, "num_hidden_layers": 8, "intermediate_size": 1024, "max_position_embeddings": 4096}
+    sizes: dict[str, Any] = {
+        "hidden_size": 256,
+        "num_hidden_layers": 8,
+        "intermediate_size": 1024,
+        "max_position_embeddings": 4096,
+    }
     release = publish(server, MODEL, make_causal(folder / "model", "llama", **sizes))
     environment = server.environment | {"CACHE_DIR": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     with running_torchserve(folder, environment) as running:

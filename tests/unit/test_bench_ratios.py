@@ -19,14 +19,19 @@ def taken(arms: dict[str, list[float]], figure: str = "seconds_s", experiment: s
 
 
 def test_the_fetch_is_compared_with_the_best_of_the_others_and_the_worst_workload_counts() -> None:
-    two = {
+    two: dict[str, list[float]] = {
         "weightless, two": [2, 1, 9],
         "mc mirror, two": [4, 4, 4],
         "s5cmd, two": [3, 3, 3],
         "server limit, two": [1, 1, 1],
     }
-    one = {"weightless, one": [4], "mc mirror, one": [2], "s5cmd, one": [8], "server limit, one": [1]}
-    small = {"weightless, small": [1], "mc mirror, small": [3], "server limit, small": [0.5]}
+    one: dict[str, list[float]] = {
+        "weightless, one": [4],
+        "mc mirror, one": [2],
+        "s5cmd, one": [8],
+        "server limit, one": [1],
+    }
+    small: dict[str, list[float]] = {"weightless, small": [1], "mc mirror, small": [3], "server limit, small": [0.5]}
     bench = taken({**two, **one, **small})
     found = {ratio.key: value for ratio, value in ratios([fetch.EXPERIMENT], bench.samples)}
     assert found["fetch_vs_best_peer_two"] == 1.5
