@@ -5,8 +5,8 @@ kernel cannot take back:
 
 - A checkpoint loaded in its own dtype is mapped. Its pages are the page cache's, one copy for all workers, and go back to the
   kernel when something else needs them: however large it is, it needs nothing here.
-- One loaded in another dtype (profile `throughput`, or `dtype` set to what the file is not) is a private copy of every converted
-  tensor for each worker, 4 bytes a parameter in float32 and 2 in the others.
+- One loaded in another dtype than the file's (`dtype`) is a private copy of every converted tensor for each worker, 4 bytes a
+  parameter in float32 and 2 in the others. With profile `throughput` all of it is one, since its layers are packed.
 
 On a GPU every worker has a copy of its own in GPU memory, in the node's dtype or in 2 bytes a parameter. With a `device_map`
 the rest may go to the CPU or to the disk, so nothing is refused. What batches and caches take on top is not counted, nor is swap.
@@ -86,7 +86,8 @@ def needed(folder: Path, node: NodeSettings, gpu: bool) -> Needed:
         return Needed(gpu_each=size, workers=node.workers, why=f"a copy {each} in {dtype or 'bfloat16'}")
     if wanted is None:
         return Needed()
-    size = sum(count * _FLOATS[wanted] for kind, count in tensors if kind in _FLOATS and kind != wanted)
+    packed = node.profile == "throughput"
+    size = sum(count * _FLOATS[wanted] for kind, count in tensors if kind in _FLOATS and (packed or kind != wanted))
     return Needed(cpu=size * node.workers, workers=node.workers, why=f"a private copy {each} in {dtype}")
 
 

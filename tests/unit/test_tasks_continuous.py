@@ -93,12 +93,12 @@ plans = st.lists(
 )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "profile"), [*((kind, "memory") for kind in KINDS), ("llama", "throughput")])
 def test_whenever_others_come_and_go_every_answer_is_that_of_generate(
-    kind: str, load: Callable[..., TextGeneration], models: dict[str, Any]
+    kind: str, profile: str, load: Callable[..., TextGeneration], models: dict[str, Any]
 ) -> None:
     """Four places for up to nine prompts, taken in 12 tokens a step: they wait, join in pieces, push the width and leave again."""
-    task = load(kind)
+    task = load(kind, profile=profile)
     said: set[tuple[int, ...]] = set()
 
     @settings(max_examples=12, deadline=None, derandomize=True)

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from tasks.shared.device import Placement
+from tasks.shared.packed import pack
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ def load_model(folder: Path, placement: Placement, trust_remote_code: bool, suff
             f"required every weight of {type(model).__name__}, found {len(missing)} missing ({', '.join(missing[:3])}) and "
             f"{len(wrong)} of another shape ({', '.join(wrong[:3])}); the folder is not a complete checkpoint of this config"
         )
+    if placement.pack:
+        pack(model)
     return model.eval()
 
 
