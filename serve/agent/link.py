@@ -28,7 +28,7 @@ from serve.agent.settings import ROOT, child_environment, python
 from weightless.errors import WeightlessError
 
 RATES = {"1gbit": 125_000_000, "10gbit": 1_250_000_000, "cut": 0}
-AWAY_S = 0.5  # how long a cut lasts: less than the attempts of a fetch, with their pauses, go on
+AWAY_S = 1.0  # how long a cut lasts: less than the attempts of a fetch go on, 3 s with the shortest pauses
 _CHUNK = 256 << 10
 _BURST_S = 0.005  # what a pause of the reader may be made up for; a longer one is lost, as on a wire
 _PAUSE_S = 0.05  # a longer one is nobody asking, and does not count in the rate

@@ -60,7 +60,7 @@ def _stream(
         try:
             for attempt in tenacity.Retrying(
                 retry=tenacity.retry_if_exception_type(Interrupted),
-                wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
+                wait=tenacity.wait_exponential(multiplier=0.1, max=5) + tenacity.wait_random(0, 0.1),
                 stop=lambda state: reading.futile >= settings.fetch_attempts,
                 reraise=True,
             ):

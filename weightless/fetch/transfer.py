@@ -32,7 +32,10 @@ BUFFER_BYTES = (
 _SMALL = BUFFER_BYTES  # bytes, up to which a file is small
 _TRIES = 3  # how often a file whose bytes are wrong is fetched from the start
 _LOOK_AGAIN = 0.05  # seconds between looks at what another process is fetching
-_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds before another attempt: at most; doubled by each that brought nothing
+_PAUSE, _LONGEST_PAUSE = (
+    0.1,
+    5.0,
+)  # seconds before another attempt: doubled by each that brought nothing, and half of it by chance
 _TICK = 0.2  # seconds between two reports of progress
 
 
@@ -305,7 +308,8 @@ class Transfer:
                     _log.warning("%s; trying again", error)
                 asked = False
                 self._count.add(retries=1)
-                self._stop.wait(random.uniform(0, min(_LONGEST_PAUSE, _PAUSE * 2**flight.futile)))  # noqa: S311
+                pause = min(_LONGEST_PAUSE, _PAUSE * 2**flight.futile)
+                self._stop.wait(random.uniform(pause / 2, pause))  # noqa: S311 (a store that is away a second must not use up all)
         finally:
             if claimed:
                 partial.unclaim()
