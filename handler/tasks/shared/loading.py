@@ -19,6 +19,7 @@ from tasks.shared.packed import pack
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_LARGEST_HEADER = 100 << 20  # safetensors' own bound
 _NOT_NEEDED = ("pooler.",)  # BERT's pooler: often left out of checkpoints, never used here
 
 
@@ -78,9 +79,7 @@ def _checkpoint_dtype(folder: Path, config: dict[str, Any]) -> torch.dtype | str
     """
     found: Counter[torch.dtype] = Counter()
     for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for tensor in header.values():
+        for tensor in _header(path).values():
             if (dtype := _DTYPES.get(tensor.get("dtype"))) is not None:
                 begin, end = tensor["data_offsets"]
                 found[dtype] += end - begin
@@ -93,6 +92,19 @@ def _checkpoint_dtype(folder: Path, config: dict[str, Any]) -> torch.dtype | str
             "dtype %s, which the weights have, so that their files are mapped; config.json says %s", chosen, said
         )
     return chosen
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """Names, dtypes and places of a file's tensors; ValueError naming the file if it has none."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(size, _LARGEST_HEADER)))
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise ValueError(f"{path.name}: required a safetensors header, found something else; the weights are damaged")
+    return header
 
 
 def _model_class(config: dict[str, Any], trust_remote_code: bool, suffix: str, auto: str) -> Any:
