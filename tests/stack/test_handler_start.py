@@ -190,7 +190,7 @@ def test_a_release_of_an_unknown_task_fails_naming_the_known_ones(
     start: Start, minio_server: MinioServer, samples: Path
 ) -> None:
     release = publish(minio_server, "falcon-tiny", samples / "falcon-tiny", task="juggling")
-    with pytest.raises(ValueError, match="task 'juggling': required one of embeddings, .*, text-generation"):
+    with pytest.raises(ValueError, match=r"task 'juggling': required one of embeddings, .*, text-generation"):
         start.run(release)
 
 
