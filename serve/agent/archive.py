@@ -1,4 +1,4 @@
-"""The slim MAR: a handler of a few kilobytes that names a release. Built by torch-model-archiver, 0.2 s.
+"""The slim MAR: 100 kilobytes of handler that name a release. Built by torch-model-archiver, 0.2 s.
 
 At its root lie minio_handler.py, tasks/ and weightless/, and a model-config.yaml that pins release and digest (or follows the
 alias) and carries the node's settings. It needs nothing else: any TorchServe 0.12 that has the store's endpoint and

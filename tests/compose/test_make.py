@@ -58,7 +58,7 @@ def test_questions_are_answered(stack: Stack) -> None:
 def test_what_is_written_belongs_to_who_asked_for_it(stack: Stack, tmp_path: Path) -> None:
     archive = tmp_path / "tiny.mar"
     done(stack, "mar", "MODEL=falcon-tiny", f"TO={archive}")
-    assert 1000 < archive.stat().st_size < 100_000
+    assert 1000 < archive.stat().st_size < 150_000
     saved = tmp_path / "saved"
     first = json.loads(done(stack, "backup", f"TO={saved}", "JSON=1"))
     assert first["fetched"] > 90_000_000

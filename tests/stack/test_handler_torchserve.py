@@ -116,8 +116,8 @@ def test_embeddings_by_several_workers_over_one_copy_of_the_files(
     release = publish(server, "minilm", samples / "minilm", task="embeddings")
     archive = mar(torchserve, "minilm", "v1", release, batch_size=4, workers=2, response_timeout_s=60)
     assert torchserve.register(archive, initial_workers=2)[0] == 200, torchserve.log.read_text()[-4000:]
+    wait_for(lambda: len(ledger_lines(torchserve, "minilm")) == 2, "both workers' words in TorchServe's log", 20)
     starts = [json.loads(line[line.index("{") :]) for line in ledger_lines(torchserve, "minilm")]
-    assert len(starts) == 2
     assert sum(start["bytes_from_store"] for start in starts) == release.content.size, (
         "two workers must fetch each byte once"
     )

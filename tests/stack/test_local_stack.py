@@ -140,7 +140,7 @@ def test_mar_status_and_credentials(stack: Stack, tmp_path: Path) -> None:
     archive = tmp_path / "deep/tiny.mar"
     saved = stack.make("mar", "MODEL=falcon-tiny", f"TO={archive}")
     assert saved.returncode == 0, saved.stderr
-    assert 1000 < archive.stat().st_size < 100_000
+    assert 1000 < archive.stat().st_size < 150_000
     failed = stack.make("mar", "MODEL=nope", f"TO={tmp_path / 'nope.mar'}")
     assert failed.returncode != 0
     assert not (tmp_path / "nope.mar").exists()
