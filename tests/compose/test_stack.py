@@ -145,7 +145,7 @@ def test_embedded_archives_start_on_the_stock_torchserve(stack: Stack) -> None:
     assert slim.json()["bytes_from_store"] > 1e6
     mar = stack.post("/coldstart", wish | {"variant": "mar", "cache": "cold"})
     assert mar.status == 200, mar.body
-    assert mar.json()["archive_bytes"] > 1e6 > 1e5 > slim.json()["archive_bytes"]
+    assert mar.json()["archive_bytes"] > 1e6 > 1.5e5 > slim.json()["archive_bytes"]
     assert mar.json()["ready_s"] > 0
     assert mar.json()["first_s"] > 0
     stack.compose("--profile", "baseline", "rm", "--stop", "--force", "baseline")
