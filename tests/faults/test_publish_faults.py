@@ -33,6 +33,9 @@ def start(server: MinioServer, *arguments: str, **more: str) -> subprocess.Popen
         text=True,
         cwd=ROOT,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # tests in the background ignore it, and so would this
     )
 
 
