@@ -16,7 +16,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,7 +144,7 @@ def to_nowhere(server: BenchServer, release: Release, connections: int) -> float
 
 def program(arguments: list[str], environment: dict[str, str]) -> float:
     began = time.perf_counter()
-    subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL, env=os.environ | environment)
+    _run(arguments, os.environ | environment)
     return time.perf_counter() - began
 
 
@@ -153,8 +153,16 @@ def library(python: Path, name: str, server: BenchServer, workload: Workload, fo
     env = os.environ | server.environment | {"PYTHONPATH": ""}
     if name == STREAMER:
         env["PYTHONPATH"] = sysconfig.get_path("purelib")  # ours: it has torch, which is too large to install twice
-    done = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, env=env, text=True)
-    return float(done.stdout)
+    return float(_run(arguments, env))
+
+
+def _run(arguments: list[str], env: Mapping[str, str]) -> str:
+    """What it printed; BenchFailed with its last words if it failed."""
+    done = subprocess.run(arguments, capture_output=True, env=env, text=True, check=False)
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or ["nothing"]
+        raise BenchFailed(f"{' '.join(arguments[:3])} … ended with status {done.returncode}: {said[-1]}")
+    return done.stdout
 
 
 def clients(

@@ -86,7 +86,7 @@ def boto3(endpoint: str, prefix: str, folder: Path) -> Download:
 
     def run() -> None:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
-        names = [entry["Key"] for page in pages for entry in page["Contents"]]
+        names = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             list(pool.map(one, names))
 
@@ -135,7 +135,7 @@ def runai(endpoint: str, prefix: str, folder: Path) -> Download:
 
     def run() -> None:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
-        entries = [(entry["Key"], entry["Size"]) for page in pages for entry in page["Contents"]]
+        entries = [(entry["Key"], entry["Size"]) for page in pages for entry in page.get("Contents", ())]
         wanted = [
             FileChunks.contiguous(n, f"s3://{BUCKET}/{key}", 0, [min(LARGE, size - at) for at in range(0, size, LARGE)])
             for n, (key, size) in enumerate(entries)
