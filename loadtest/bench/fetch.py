@@ -174,7 +174,7 @@ def clients(
     mirror = ["--config-dir", str(server.folder / "mc"), "mirror", "--quiet", f"bench/{source}", str(folder)]
     taking_part: dict[str, Callable[[], float]] = {
         OURS: lambda: ours(server, release, folder, FetchSettings.load()),
-        "mc mirror": lambda: program([tool("mc"), *mirror], {}),
+        "mc mirror": lambda: program([tool("mc"), *mirror], server.environment),
     }
     s5cmd = [str(peers.with_name("s5cmd")), "--endpoint-url", server.endpoint]
     for name, options in {"s5cmd": [], "s5cmd tuned": ["--concurrency", "4", "--part-size", "64"]}.items():

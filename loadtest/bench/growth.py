@@ -19,7 +19,7 @@ from loadtest.bench.experiment import Bench, Experiment, Ratio, Samples
 from loadtest.bench.measured import PROMPT, require_disk, scaled
 from loadtest.bench.node import Node
 from loadtest.bench.server import tool
-from loadtest.bench.transfer import COPIERS, copiers, settle
+from loadtest.bench.transfer import COPIERS, copiers, settle, stack_server
 
 GB = 1e9
 NAMES = ("falcon-1g", "falcon-4g", "falcon-7b-shape")
@@ -76,11 +76,9 @@ def _remove(node: Node, model: str, scratch: Path) -> None:
 
 def _mc(node: Node, scratch: Path, *words: str) -> None:
     """mc with the stack's store as `bench`."""
-    settings = node.store
-    keys = ":".join(settings.credentials())
-    host = f"http://{keys}@{settings.netloc}"
     command = [tool("mc"), "--config-dir", str(scratch / "mc"), "--quiet", *words]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"MC_HOST_bench": host})
+    environment = os.environ | stack_server(node, scratch).environment
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
 
 
 # ---- seconds for each GB

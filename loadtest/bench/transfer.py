@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import minio
 from loadtest.bench.experiment import BenchFailed, Samples
 from loadtest.bench.fetch import Workload, clients
 from loadtest.bench.node import Node
-from loadtest.bench.server import BenchServer, tool
+from loadtest.bench.server import BenchServer
 from local.install import PEERS
 from weightless.store import Store
 
@@ -26,16 +25,11 @@ def copiers(node: Node, model: str, release: str, scratch: Path) -> dict[str, Ca
     """
     if not PEERS.installed():
         raise BenchFailed(f"required the copiers in {PEERS.folder}; make bench installs them")
-    settings, folder = node.store, scratch / "transfer"
-    keys = settings.s3_access_key or "", settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else ""
-    endpoint = str(settings.s3_endpoint).rstrip("/")
-    server = BenchServer(scratch, endpoint, minio.Minio(endpoint.partition("//")[2], *keys, secure=False), *keys)
-    mc = [tool("mc"), "--config-dir", str(scratch / "mc"), "--quiet", "alias", "set", "bench", endpoint, *keys]
-    subprocess.run(mc, check=True, stdout=subprocess.DEVNULL)
+    server, folder = stack_server(node, scratch), scratch / "transfer"
     everybody = clients(
         server,
         Workload(model, "", ()),
-        Store(settings).release(model, release),
+        Store(node.store).release(model, release),
         folder,
         PEERS.folder / "bin" / "python",
     )
@@ -51,6 +45,15 @@ def copiers(node: Node, model: str, release: str, scratch: Path) -> dict[str, Ca
         return run
 
     return {name: copying(everybody[name]) for name in COPIERS}
+
+
+def stack_server(node: Node, scratch: Path) -> BenchServer:
+    """The stack's own store as a server to copy from."""
+    settings = node.store
+    keys = settings.credentials()
+    return BenchServer(
+        scratch, str(settings.s3_endpoint).rstrip("/"), minio.Minio(settings.netloc, *keys, secure=False), *keys
+    )
 
 
 def settle() -> None:
