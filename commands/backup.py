@@ -102,7 +102,7 @@ def _save(store: Store, held: NodeCache, release: Release, fetch: FetchSettings,
 
 
 def _held(folder: Path) -> NodeCache:
-    return NodeCache(CacheSettings(cache_dir=folder, cache_max_bytes=0))
+    return NodeCache(CacheSettings(cache_dir=folder, cache_max_bytes=0), evicts=False)
 
 
 def _digests(releases: list[Release]) -> dict[str, str]:

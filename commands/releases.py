@@ -38,13 +38,25 @@ def models(
         output.say("No models yet. Publish one: make seed MODEL=falcon-tiny")
     else:
         _show_models(found)
+    for entry in found if not as_json else []:
+        if "error" in entry:
+            output.warn(entry["error"])
 
 
 def _described(store: Store, model: str) -> dict[str, Any]:
-    alias = store.alias(model)
+    alias = _alias(store, model)
     serving = alias.alias.release if alias and alias.alias else None
     releases = [_release(store, model, name, serving) for name in store.releases(model)]
-    return {"model": model, "serving": serving, "releases": releases}
+    wrong = {"error": alias.error} if alias and alias.error else {}
+    return {"model": model, "serving": serving, "releases": releases} | wrong
+
+
+def _alias(store: Store, model: str) -> AliasVersion | None:
+    """What the alias says now. One that cannot be read must not keep anybody from writing it anew: its `error` says why."""
+    try:
+        return store.alias(model)
+    except InvalidRelease:
+        return store.alias_history(model)[0]
 
 
 def _release(store: Store, model: str, name: str, serving: str | None) -> dict[str, Any]:
@@ -123,7 +135,7 @@ def history(model: Model, as_json: Json = False) -> None:
 def _line(entry: AliasVersion) -> list[Cell]:
     alias = entry.alias
     if alias is None:
-        return [output.when(entry.modified), "removed", "", "", ""]
+        return [output.when(entry.modified), "invalid" if entry.error else "removed", "", "", ""]
     name = Text(alias.release, style="green" if entry.latest else "")
     canary = f"{alias.canary.release} {alias.canary.percent} %" if alias.canary else ""
     return [output.when(entry.modified), name, canary, output.digest(alias.digest), alias.by or ""]
@@ -138,6 +150,7 @@ def _event(entry: AliasVersion) -> dict[str, Any]:
         "digest": alias.digest if alias else None,
         "canary": {"release": canary.release, "percent": canary.percent} if canary else None,
         "by": alias.by if alias else None,
+        "error": entry.error,
         "latest": entry.latest,
         "version_id": entry.version_id,
     }
@@ -153,7 +166,7 @@ def promote(
     """Let the alias name a release, its canary or another, and wait until the node serves it. The trial of a canary ends."""
     store, settings = Store(StoreSettings.load()), CommandSettings.load()
     wanted = Alias.of(store.release(model, release), settings.by)
-    _move(store, settings, model, wanted, store.alias(model), Waiting(wait, timeout, as_json))
+    _move(store, settings, model, wanted, _alias(store, model), Waiting(wait, timeout, as_json))
 
 
 def rollback(model: Model, wait: Wait = True, timeout: Timeout = 900, as_json: Json = False) -> None:
@@ -164,14 +177,14 @@ def rollback(model: Model, wait: Wait = True, timeout: Timeout = 900, as_json: J
         raise ModelNotFound(f"model {model}: never was served; publish it with `make seed MODEL={model}`")
     now = entries[0].alias
     if now is not None and now.canary is not None:
-        _move(store, settings, model, _alone(now, settings), store.alias(model), Waiting(wait, timeout, as_json))
+        _move(store, settings, model, _alone(now, settings), _alias(store, model), Waiting(wait, timeout, as_json))
         return
     before = next((entry.alias for entry in entries[1:] if entry.alias and not entry.alias.same_as(now)), None)
     if before is None:
         served = now.release if now else "nothing"
         raise ModelNotFound(f"model {model}: there is nothing to go back to; it never served anything but {served}")
     release = store.release(model, before.release, version_id=before.manifest_version, digest=before.digest)
-    _move(store, settings, model, Alias.of(release, settings.by), store.alias(model), Waiting(wait, timeout, as_json))
+    _move(store, settings, model, Alias.of(release, settings.by), _alias(store, model), Waiting(wait, timeout, as_json))
 
 
 def canary(

@@ -191,22 +191,28 @@ def _latency_over_time(recorder: Recorder) -> list[Chart]:
 
 
 def _latency_over_load(recorder: Recorder) -> list[Chart]:
-    """Only a run in steps has it: throughput on one axis, latency on the other, one point a step."""
-    steps: dict[tuple[str, str, str], list[tuple[float, float, str]]] = {}
+    """Throughput on one axis, latency on the other: one point a step of a headless run, on the page one for each number of users."""
+    steps: dict[str, list[tuple[float, float, str]]] = {}
     for key, one in recorder.series.items():
         rate, p95 = one.rate(one.requests - one.failures), one.latency.percentile(0.95)
         if key.stage and rate is not None and p95 is not None:
             loop = "open loop" if key.stage.startswith("open loop") else "closed loop"
-            steps.setdefault((key.model, key.kind, loop), []).append((three_digits(rate), p95, key.stage))
+            steps.setdefault(f"{key.model} {key.kind}, {loop}", []).append((three_digits(rate), p95, key.stage))
+    for key, loads in recorder.loads.items():
+        for users, load in sorted(loads.items()):
+            p95 = load.latency.percentile(0.95)
+            if not key.stage and p95 is not None:
+                rate = three_digits(load.latency.count / load.seconds)
+                steps.setdefault(f"{key.model} {key.kind}", []).append((rate, p95, f"{users} user{'s' * (users > 1)}"))
     data = [
-        {"type": "scatter", "mode": "lines+markers+text", "name": f"{model} {kind}, {loop}, p95", "x": [s[0] for s in found],
+        {"type": "scatter", "mode": "lines+markers+text", "name": f"{name}, p95", "x": [s[0] for s in found],
          "y": [s[1] for s in found], "text": [s[2] for s in found], "textposition": "top center",
-         "cliponaxis": False}
-        for (model, kind, loop), found in steps.items()
-        if len(steps.get((model, kind, "closed loop"), [])) > 1
+         "cliponaxis": False, "showlegend": True}
+        for name, found in steps.items()
+        if len(steps.get(name.replace("open loop", "closed loop"), [])) > 1
     ]  # fmt: skip
     layout = {"height": 380, "xaxis": {"title": {"text": "requests/s"}, "rangemode": "tozero"}, "margin": {"t": 20},
-              "yaxis": {"title": {"text": "p95 latency, ms"}, "rangemode": "tozero"}}  # fmt: skip
+              "legend": LEGEND, "yaxis": {"title": {"text": "p95 latency, ms"}, "rangemode": "tozero"}}  # fmt: skip
     return [Chart("load", "compare", "Latency over load", "One point a step; where it bends, the server is full.",
                   data, layout)]  # fmt: skip
 

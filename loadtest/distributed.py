@@ -21,7 +21,7 @@ from loadtest.session import Session
 
 log = logging.getLogger("loadtest")
 
-OVER, WARM = "weightless-run-over", "weightless-warm"
+OVER, WARM, USERS = "weightless-run-over", "weightless-warm", "weightless-users"
 HOLD, HELD, FREE = "weightless-hold", "weightless-held", "weightless-free"
 PAUSE, PAUSED, RESUME = "weightless-pause", "weightless-paused", "weightless-resume"
 LOOK_SECONDS = 0.05
@@ -64,6 +64,7 @@ class Worker:
         for message, listener in ((HELD, self._on_held), (PAUSE, self._on_pause), (RESUME, self._on_resume)):
             self._runner.register_message(message, listener)
         self._runner.register_message(WARM, self._on_warm)
+        self._runner.register_message(USERS, self._on_users)
 
     def alone(self) -> "_Elsewhere":
         return _Elsewhere(self)
@@ -99,6 +100,9 @@ class Worker:
         environment.stats.reset_all()
         self._session.recorder.end_warmup(msg.data)
 
+    def _on_users(self, environment: Any, msg: Any, **_: Any) -> None:
+        self._session.users = frozenset(msg.data)
+
 
 class _Elsewhere:
     """`Worker.hold` as a context manager that can be entered again and again."""
@@ -125,6 +129,8 @@ class Master:
         environment.events.worker_report.add_listener(
             lambda client_id, data: session.recorder.merge(data["weightless"]) if "weightless" in data else None
         )
+        # Locust tells workers how many users to have of each kind, not which kinds were picked.
+        environment.events.test_start.add_listener(lambda **_: self._runner.send_message(USERS, [*session.users]))
         session.warmed = lambda epoch: self._runner.send_message(WARM, epoch)
         for message, listener in ((HOLD, self._on_hold), (PAUSED, self._on_paused), (FREE, self._on_free)):
             self._runner.register_message(message, listener)

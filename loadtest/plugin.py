@@ -35,6 +35,7 @@ def register() -> None:
         parser.set_defaults(spawn_rate=8, web_login=settings.key() is not None)
 
     def init(environment: Any, **_: Any) -> None:
+        environment.shape_class = None  # Locust takes the first one that it finds; here only the form picks one
         session = Session(settings).attach(environment)
         if environment.web_ui:
             webui.extend(environment, session)

@@ -109,6 +109,18 @@ class Series:
         return cls(**plain)
 
 
+@dataclass
+class Load:
+    """What a series did while so many users were at work, for latency over load."""
+
+    latency: Histogram = field(default_factory=Histogram)
+    seconds: float = 0.0
+
+    def add(self, one: Series, seconds: float) -> None:
+        self.latency.merge(one.latency)
+        self.seconds += seconds
+
+
 class Recorder:
     """Everything one process has measured. Not thread-safe: greenlets only."""
 
@@ -118,7 +130,9 @@ class Recorder:
         self.epoch = 0
         self.series: dict[Key, Series] = {}
         self.points: dict[Key, list[Point]] = {}
+        self.loads: dict[Key, dict[int, Load]] = {}
         self.cold_starts: list[ColdStart] = []
+        self._users = 0
         self._recent: dict[Key, Series] = {}
         self._ticked = time.time()
 
@@ -131,10 +145,11 @@ class Recorder:
         self.cold_starts.append(start)
 
     def tick(self, users: int, now: float | None = None) -> None:
-        """Close the interval since the last tick: one point for each series."""
+        """Close the interval since the last tick: one point for each series, and the load of those that had one all along."""
         now = time.time() if now is None else now
         seconds, self._ticked = max(now - self._ticked, 1e-3), now
         recent, self._recent = self._recent, {}
+        steady, self._users = users == self._users, users
         for key in self.series:
             one = recent.get(key, Series())
             if one.requests or key.stage == self.stage:
@@ -142,10 +157,12 @@ class Recorder:
                 points = self.points.setdefault(key, [])
                 points.append(Point(now, seconds, users, one.requests, one.tokens, p50, p95))
                 del points[:-POINTS_KEPT]
+            if one.requests and steady:
+                self.loads.setdefault(key, {}).setdefault(users, Load()).add(one, seconds)
 
     def forget_requests(self) -> None:
         """Drop the requests of this stage; those of stages before it and cold starts stay."""
-        for kept in (self.series, self.points):
+        for kept in (self.series, self.points, self.loads):
             for key in [key for key in kept if key.stage == self.stage]:
                 del kept[key]
         self._recent.clear()

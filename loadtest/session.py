@@ -47,6 +47,7 @@ class Session:
         self.floor = Floor()
         self.problem: str | None = None
         self.preparing = ""  # what users wait for before their first request; a stage's time begins after it
+        self.users: frozenset[str] = frozenset()  # the kinds that were picked for this run; the master tells its workers
         self.warmed: Callable[[int], None] = lambda epoch: None  # the master of several processes tells the others
         self._plan: Plan | None = None
         self._one = BoundedSemaphore(1)
@@ -77,8 +78,11 @@ class Session:
                     self._plan = Plan(options, agent.status(), agent)
                 except LoadtestError as error:
                     raise self.abort(environment, error) from error
-                self.recorder.slo_ms = options.slo_ms
             return self._plan
+
+    def alone(self, user: type) -> bool:
+        """Whether this run has users of that kind only."""
+        return self.users == {user.__name__}
 
     def hold(self, agent: Agent, model: str) -> None:
         """Have an embedded form of the model on the baseline until the run ends. Raises as `Agent.hold`."""
@@ -106,9 +110,12 @@ class Session:
         self._plan = self.problem = None
         if not self.recorder.stage:  # a headless run keeps the stages before this one
             self.recorder.forget_all()
-        if not isinstance(environment.runner, WorkerRunner):  # one process counts for all
-            with contextlib.suppress(InvalidOption):  # the first user says what is wrong
-                seconds = Options.read(environment.parsed_options).warmup_seconds
+        with contextlib.suppress(InvalidOption):  # the first user says what is wrong
+            options = Options.read(environment.parsed_options)
+            self.recorder.slo_ms = options.slo_ms
+            if not isinstance(environment.runner, WorkerRunner):  # one process counts for all
+                self.users = frozenset(user.__name__ for user in environment.user_classes)
+                seconds = options.warmup_seconds
                 self._warmup = gevent.spawn_later(seconds, self._end_warmup, environment) if seconds else None
 
     def _on_test_stop(self, environment: Any, **_: Any) -> None:

@@ -18,6 +18,7 @@ Cell = str | float | None
 @dataclass(frozen=True)
 class Table:
     """Columns (key, heading) and rows, and the tab it belongs under. Numbers have three digits; None was not measured.
+    `empty`: what is said in place of rows.
 
     No column is called `name`: Locust's page would sort the rows by it, and ours have an order.
     """
@@ -27,6 +28,7 @@ class Table:
     columns: tuple[tuple[str, str], ...]
     rows: list[dict[str, Cell]]
     tab: str
+    empty: str = ""
 
     def csv(self) -> str:
         """Comma-separated, with the headings in the first line and nothing for what was not measured."""
@@ -96,7 +98,7 @@ def cold_start(recorder: Recorder) -> Table:
                 "note": errors[-1] if errors else "",
             }
         )
-    return Table("cold-start", "Cold start", columns, rows, "cold-start")
+    return Table("cold-start", "Cold start", columns, rows, "cold-start", "No start yet: ColdStartUser makes them.")
 
 
 def _range(found: Spread | None) -> str | None:
@@ -166,7 +168,8 @@ def compare(recorder: Recorder) -> Table:
                         "times": three_digits(1 / share) if share else None,
                     }
                 )
-    return Table("compare", "Compare", columns, rows, "compare")
+    empty = "No two ways to start were measured yet: ColdStartUser, with two of them that are compared, fills this."
+    return Table("compare", "Compare", columns, rows, "compare", empty)
 
 
 def due(recorder: Recorder) -> Table:
@@ -272,7 +275,7 @@ def streaming(recorder: Recorder) -> Table:
                 "tokens": _three(one.rate(one.tokens)),
             }
         )
-    return Table("streaming", "Streaming", columns, rows, "streaming")
+    return Table("streaming", "Streaming", columns, rows, "streaming", "No stream yet: StreamingUser reads them.")
 
 
 def shown_tables(recorder: Recorder) -> list[Table]:

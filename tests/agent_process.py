@@ -17,6 +17,7 @@ import psutil
 
 from tests.services import ROOT, MinioServer, free_port, wait_for
 
+MOODY = str(ROOT / "tests" / "handlers" / "moody")  # HANDLER_DIR of a handler that does what it is told
 START_S = 150.0  # on a machine that does other things too; on a quiet one it takes 6
 
 

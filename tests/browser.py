@@ -125,8 +125,7 @@ def framed_theme(browser: WebDriver) -> list[str]:
     browser.switch_to.frame("weightless")
     try:
         found: list[str] = browser.execute_script(
-            "return [document.documentElement.className,"
-            " document.querySelector('.js-plotly-plot')?._fullLayout?.paper_bgcolor]"
+            "return [document.documentElement.className, document.querySelector('.js-plotly-plot')._fullLayout.paper_bgcolor]"
         )
         return found
     finally:
@@ -140,7 +139,7 @@ def plots(browser: WebDriver) -> list[str]:
         drawn: list[str] = browser.execute_script(
             "return [...document.querySelectorAll('.js-plotly-plot')]"
             ".filter(p => p.querySelectorAll('.main-svg .point, .main-svg .scatterlayer path').length)"
-            ".map(p => p.previousElementSibling.previousElementSibling.textContent)"
+            ".map(p => p.parentElement.querySelector('h2').textContent)"
         )
         return drawn
     finally:

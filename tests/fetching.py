@@ -91,6 +91,17 @@ def wrong_blobs(cache: NodeCache) -> list[str]:
     )
 
 
+def stop_uncleanly(cache: NodeCache) -> None:
+    """What the lists of unsynced files look like after the machine has booted again."""
+    for path in cache.layout.unsynced.glob("*.*"):
+        path.rename(path.with_name(f"00000000-0000-0000-0000-000000000000.{path.name.split('.')[1]}"))
+
+
+def damage(path: Path, body: bytes) -> None:
+    path.chmod(0o644)
+    path.write_bytes(body)
+
+
 def start_fetch(
     endpoint: str,
     server: MinioServer,

@@ -78,9 +78,11 @@ class NodeCache:
     Every method raises CacheError when the folder cannot be used as it is.
     """
 
-    def __init__(self, settings: CacheSettings) -> None:
+    def __init__(self, settings: CacheSettings, *, evicts: bool = True) -> None:
+        """`evicts`: whether a release that is not in use may go to make room for another; of a backup none may."""
         self.layout = Layout(settings.cache_dir)
         self.max_bytes = settings.cache_max_bytes
+        self._evicts = evicts
         self.unsynced = Unsynced(self.layout.unsynced, self.layout.blob, self.layout.make_folder, self.layout.file_mode)
 
     @property
@@ -237,7 +239,7 @@ class NodeCache:
                 required = sum(max(0, file.size - allocated(self.layout.partial(file.blake3))) for file in missing)
                 if self._short_of(required) > 0:
                     sweep(self.layout, self.unsynced)
-                if (short := self._short_of(required)) > 0:
+                if (short := self._short_of(required)) > 0 and self._evicts:
                     evict(self.layout, self.unsynced, used(self.layout) - short)
                 left = self.max_bytes - used(self.layout) if self.max_bytes else required
                 on_disk = free(self.layout)

@@ -226,13 +226,15 @@ class Alias(_Pointer):
 
 
 class AliasVersion(_Frozen):
-    """One entry of an alias's history. `alias` is None for a deletion: from then on nothing is served."""
+    """One entry of an alias's history. `alias` is None for a deletion: from then on nothing is served; and for a value that is no
+    alias, of which `error` says what is wrong."""
 
     alias: Alias | None
     version_id: str
     etag: str
     modified: datetime
     latest: bool
+    error: str | None = None
 
 
 def digest_of(content: Any) -> str:

@@ -207,19 +207,24 @@ class Store:
                 self.settings.releases_bucket, prefix=key, recursive=True, include_version=True
             )
             entries = [entry for entry in listed if entry.object_name == key]
-        history = [
-            AliasVersion(
-                alias=None
-                if entry.is_delete_marker
-                else Alias.from_json(model, self._read(key, str(entry.version_id))[0]),
-                version_id=str(entry.version_id),
-                etag=str(entry.etag or "").strip('"'),
-                modified=entry.last_modified,
-                latest=str(entry.is_latest).lower() == "true",
-            )
-            for entry in entries
-        ]
+        history = [self._alias_version(model, key, entry) for entry in entries]
         return sorted(history, key=lambda version: (version.latest, version.modified), reverse=True)
+
+    def _alias_version(self, model: str, key: str, entry: minio.datatypes.Object) -> AliasVersion:
+        alias, wrong = None, None
+        try:
+            if not entry.is_delete_marker:
+                alias = Alias.from_json(model, self._read(key, str(entry.version_id))[0])
+        except InvalidRelease as error:  # shown, and the others too
+            wrong = str(error)
+        return AliasVersion(
+            alias=alias,
+            version_id=str(entry.version_id),
+            etag=str(entry.etag or "").strip('"'),
+            modified=entry.last_modified,
+            latest=str(entry.is_latest).lower() == "true",
+            error=wrong,
+        )
 
     def put_alias(self, model: str, alias: Alias, expected: AliasVersion | None) -> None:
         """Point the alias at a release, if it is still what the caller saw (None: it did not exist); else Conflict."""

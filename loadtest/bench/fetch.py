@@ -194,7 +194,7 @@ def measure(bench: Bench, server: BenchServer, workload: Workload, peers: Path) 
     folder = bench.scratch / "destination"
     everybody = clients(server, workload, release, folder, peers)
     everybody[LIMIT] = lambda: to_nowhere(server, release, FetchSettings.load().fetch_connections)
-    with _empty(folder):  # whoever comes first after the upload waits for the disk's own cache: 4.7 s instead of 1.8
+    with _empty(folder):  # whoever comes first after the upload waits for memory: 4.7 s instead of 1.8
         everybody["mc mirror"]()
     for _, name in bench.rounds(list(everybody)):
         with _empty(folder):

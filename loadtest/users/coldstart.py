@@ -100,4 +100,4 @@ class ColdStartUser(User):  # type: ignore[misc]  # Locust ships no types for it
         return ColdStart(arm=arm.name, model=self._model, round=number, at=at, error=str(error), skipped=skipped)
 
     def _others(self) -> bool:
-        return len(self.environment.user_classes) > 1
+        return not self.session.alone(type(self))

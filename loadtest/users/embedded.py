@@ -25,7 +25,7 @@ class EmbeddedInferenceUser(InferenceUser):
         try:
             self.session.hold(self.plan.agent, self.model)
         except BaselineNotRunning as error:
-            if len(self.environment.user_classes) == 1:
+            if self.session.alone(type(self)):
                 raise self.session.abort(self.environment, error) from error
             log.warning("%s; this run goes on without users of it", error)
             raise StopUser(str(error)) from error

@@ -7,6 +7,7 @@ from gevent.pool import Group
 from locust import task
 
 from loadtest import bodies
+from loadtest.arrivals import Arrivals
 from loadtest.options import GENERATION
 from loadtest.users.base import DoorUser, Exchange
 
@@ -24,23 +25,24 @@ class InferenceUser(DoorUser):
     def on_start(self) -> None:
         self._under_way = Group()
         self.choose(lambda plan: plan.options.model, GENERATION)
-        self._due = time.perf_counter()
+        rate = self.plan.options.arrival_rate
+        self._arrivals = Arrivals(rate, time.perf_counter(), self.random) if rate else None
 
     def on_stop(self) -> None:
         self._under_way.kill()
 
     @task  # type: ignore[untyped-decorator]
     def predict(self) -> None:
-        rate = self.plan.options.arrival_rate
-        if not rate:
+        if self._arrivals is None:
             with self.session.floor.shared():
                 self.ask(None)
             return
-        self._due += self.random.expovariate(rate)
-        gevent.sleep(max(0.0, self._due - time.perf_counter()))
+        due = self._arrivals.next()
+        gevent.sleep(max(0.0, due - time.perf_counter()))
         if self.session.floor.wait():  # held back by a cold start: that time is nobody's latency
-            self._due = time.perf_counter()
-        self._under_way.spawn(self._arrive, self._due)
+            due = time.perf_counter()
+            self._arrivals.restart(due)
+        self._under_way.spawn(self._arrive, due)
 
     def _arrive(self, due: float) -> None:
         with self.session.floor.shared():

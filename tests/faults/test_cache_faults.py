@@ -15,7 +15,19 @@ from typing import Any
 
 import pytest
 
-from tests.fetching import MIB, cache_at, fetch, holds, outcome, release_of, some_bytes, start_fetch, wrong_blobs
+from tests.fetching import (
+    MIB,
+    cache_at,
+    damage,
+    fetch,
+    holds,
+    outcome,
+    release_of,
+    some_bytes,
+    start_fetch,
+    stop_uncleanly,
+    wrong_blobs,
+)
 from tests.proxies import proxy_that_hangs_after
 from tests.services import ROOT, MinioServer, free_port, wait_for
 from weightless.cache import NodeCache
@@ -121,17 +133,6 @@ def test_after_an_unclean_stop_only_what_is_damaged_is_fetched_again(minio_serve
         fetch(away, cache, release, fetch_attempts=1)
     assert fetch(minio_server.settings, cache, release).bytes_from_store == lost.size
     assert holds(cache, release, FILES)
-
-
-def stop_uncleanly(cache: NodeCache) -> None:
-    """What the lists of unsynced files look like after the machine has booted again."""
-    for path in cache.layout.unsynced.glob("*.*"):
-        path.rename(path.with_name(f"00000000-0000-0000-0000-000000000000.{path.name.split('.')[1]}"))
-
-
-def damage(path: Path, body: bytes) -> None:
-    path.chmod(0o644)
-    path.write_bytes(body)
 
 
 def test_a_synced_release_is_believed_after_an_unclean_stop(minio_server: MinioServer, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ STATUS = {
 KNOWN = ("falcon-tiny", "falcon-1g")
 NO_BASELINE = "required the baseline TorchServe at http://127.0.0.1:8185, found no answer; `make baseline` starts it"
 busy = asyncio.Lock()
-running = overlaps = 0  # predictions under way; how often one ran beside a cold start
+running = overlaps = served = 0  # predictions under way; how often one ran beside a cold start; how many have ended
 held: set[str] = set()
 
 
@@ -61,19 +61,20 @@ async def keyed(request: web.Request, handler: Any) -> web.StreamResponse:
 
 
 async def status(_: web.Request) -> web.Response:
-    return web.json_response({**STATUS, "overlaps": overlaps})
+    return web.json_response({**STATUS, "overlaps": overlaps, "served": served})
 
 
 @contextlib.contextmanager
 def alongside() -> Iterator[None]:
     """For one prediction."""
-    global running, overlaps
+    global running, overlaps, served
     running += 1
     overlaps += busy.locked()
     try:
         yield
     finally:
         running -= 1
+        served += 1
 
 
 async def predict(request: web.Request) -> web.StreamResponse:

@@ -159,6 +159,23 @@ def test_a_canary_that_makes_no_sense_is_one_sentence(
     assert shown.err.count("\n") == 1
 
 
+def test_an_alias_that_was_spoilt_by_hand_is_shown_and_written_anew(
+    minio_server: MinioServer, two: tuple[Release, Release]
+) -> None:
+    minio_server.put("releases", "tiny/serving", b"v2")
+    shown = run(minio_server, "models")
+    assert shown.status == 0
+    assert "`make promote MODEL=tiny RELEASE=…` writes it anew" in shown.err
+    assert run(minio_server, "rollback", "tiny", "--no-wait").status == 0
+    assert minio_server.store().serving("tiny").name == "v1"
+    minio_server.put("releases", "tiny/serving", b"v2")
+    assert run(minio_server, "promote", "tiny", "v2", "--no-wait").status == 0
+    assert minio_server.store().serving("tiny").name == "v2"
+    events = run(minio_server, "history", "tiny", "--json").json
+    assert [event["release"] for event in events] == ["v2", None, "v1", None, "v1"]
+    assert run(minio_server, "history", "tiny").out.count("invalid") == 2
+
+
 def test_there_is_nothing_to_roll_back_to_at_first(minio_server: MinioServer, two: tuple[Release, Release]) -> None:
     shown = run(minio_server, "rollback", "tiny")
     assert (shown.status, shown.out) == (1, "")

@@ -181,3 +181,39 @@ def test_what_came_in_the_warm_up_is_not_counted(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     row = rows(read(tmp_path / "out", "soak"), "inference")["falcon-tiny v1 generate (soak)"]
     assert 5 < row["requests"] < 40, row
+
+
+LATE = """
+import json, sys, time
+from locust.env import Environment
+from loadtest.cli import parse
+from loadtest.session import Session
+from loadtest.settings import LoadtestSettings
+from loadtest.users.inference import InferenceUser
+
+settings = LoadtestSettings.load()
+environment = Environment(user_classes=[InferenceUser], host=settings.url, parsed_options=parse([], settings))
+session = Session(settings).attach(environment)
+environment.create_local_runner()
+user = InferenceUser(environment)
+user.on_start()
+for late in (0.0, 2.0):
+    user.ask(time.perf_counter() - late)
+(series,) = session.recorder.series.values()
+stats = environment.stats.get("falcon-tiny generate", "POST")
+json.dump([[series.latency.low, series.latency.high], [stats.min_response_time, stats.max_response_time]], sys.stdout)
+"""
+
+
+def test_latency_counts_from_when_a_request_was_due(tmp_path: Path) -> None:
+    """By hand: at a server that takes 150 ms, one sent when it was due takes 150 ms, one sent two seconds late 2,150.
+
+    Counted from the sending both would take 150 ms, and a stalled generator would hide a stalled server.
+    """
+    with fake_agent(tmp_path) as agent:
+        environment = os.environ | {"AGENT_URL": agent}
+        command = [sys.executable, "-c", LATE]
+        run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    for low, high in json.loads(run.stdout):  # in our statistics, and in Locust's own
+        assert fake.PREDICT_S * 1000 <= low < 1000
+        assert fake.PREDICT_S * 1000 + 2000 <= high < 3000

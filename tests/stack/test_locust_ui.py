@@ -126,6 +126,7 @@ def test_from_the_start_form_to_filled_tables_and_charts(browser: WebDriver, tmp
         wanted = {"From the trigger to the first token, by phase", "Every start", "Disk and memory that a start takes"}
         wait.until(lambda b: wanted <= set(plots(b)))
         shoot(browser, "locust-cold-start")
+        browser.execute_script("document.getElementById('weightless').contentWindow.loadedOnce = true")
 
         open_tab(browser, "Compare")
         ratio = wait.until(lambda b: table_row(b, "slim, empty cache over embedded .mar, to READY"))
@@ -154,6 +155,9 @@ def test_from_the_start_form_to_filled_tables_and_charts(browser: WebDriver, tmp
             open_tab(browser, title)
             wait.until(lambda b: plots(b) and framed_theme(b)[0] == "dark")
             shoot(browser, f"locust-dark-{title.lower().replace(' ', '-')}")
+
+        once = browser.execute_script("return document.getElementById('weightless').contentWindow.loadedOnce")
+        assert once, "the frame was loaded anew for another tab: it shows nothing while that lasts"
 
         # Cold starts are an experiment of their own: none of them is among Locust's requests.
         names = {row["name"] for row in json.loads(get(f"{url}/stats/requests"))["stats"]}
@@ -225,36 +229,92 @@ def test_with_a_key_set_the_page_asks_for_it_and_never_shows_it(browser: WebDriv
     assert KEY not in (tmp_path / "locust.log").read_text()
 
 
-def test_two_workers_report_to_one_master(tmp_path: Path) -> None:
-    """Requests and cold starts of both workers are on the master's page, each once."""
+@contextmanager
+def master_and_two_workers(folder: Path, agent: str) -> Iterator[str]:
+    """The address of the master's page, with both workers there."""
     port = str(free_port())
     worker = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--worker", "--master-port", port]
     with (
-        fake_agent(tmp_path) as agent,
-        locust(tmp_path, agent, "--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port) as url,
-        process(worker, {"AGENT_URL": agent}, tmp_path / "worker1.log"),
-        process(worker, {"AGENT_URL": agent}, tmp_path / "worker2.log"),
+        locust(folder, agent, "--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port) as url,
+        process(worker, {"AGENT_URL": agent}, folder / "worker1.log"),
+        process(worker, {"AGENT_URL": agent}, folder / "worker2.log"),
     ):
         wait_for(lambda: json.loads(get(f"{url}/worker-count"))["worker_count"] == 2, "two workers")
+        yield url
+
+
+def tables(url: str) -> dict[str, Any]:
+    return json.loads(get(f"{url}/weightless/data.json"))["tables"]  # type: ignore[no-any-return]
+
+
+def state(url: str) -> str:
+    return str(json.loads(get(f"{url}/stats/requests"))["state"])
+
+
+def test_two_workers_report_to_one_master(tmp_path: Path) -> None:
+    """Requests and cold starts of both workers are on the master's page, each once."""
+    with fake_agent(tmp_path) as agent, master_and_two_workers(tmp_path, agent) as url:
         form = {"user_count": "8", "spawn_rate": "8", "host": agent, "cold_start_samples": "4"}
         assert json.loads(post(f"{url}/swarm", form))["success"]
-
-        def data() -> dict[str, Any]:
-            return json.loads(get(f"{url}/weightless/data.json"))["tables"]  # type: ignore[no-any-return]
-
-        wait_for(lambda: [row["good"] for row in data()["cold-start"]["rows"]] == [4, 4, 4], "four starts of each")
-        assert [row["ready"] for row in data()["cold-start"]["rows"]] == [1.23, 0.321, 15.4]
+        wait_for(
+            lambda: [row["good"] for row in tables(url)["cold-start"]["rows"]] == [4, 4, 4], "four starts of each", 60
+        )
+        assert [row["ready"] for row in tables(url)["cold-start"]["rows"]] == [1.23, 0.321, 15.4]
         post(f"{url}/stop", {})
-        wait_for(lambda: json.loads(get(f"{url}/stats/requests"))["state"] == "stopped", "the run to stop")
+        wait_for(lambda: state(url) == "stopped", "the run to stop")
 
         def same() -> bool:
-            ours = {row["what"]: row["requests"] for row in data()["inference"]["rows"]}
+            ours = {row["what"]: row["requests"] for row in tables(url)["inference"]["rows"]}
             theirs = {row["name"]: row["num_requests"] for row in json.loads(get(f"{url}/stats/requests"))["stats"]}
             return len(ours) == 4 and sum(ours.values()) == theirs["Aggregated"]
 
         wait_for(same, "as many requests in our tables as in Locust's own", 20)
         # The users of the other worker paused too while a start was measured.
         assert json.loads(get(f"{agent}/status"))["overlaps"] == 0
+
+
+def test_two_workers_discard_the_warm_up_and_add_up(tmp_path: Path) -> None:
+    """Counted against the server: what it answered in the warm-up is not in the statistics, and what it answered to both workers
+    afterwards is. With one worker's requests lost there would be half as many."""
+    users = 8
+    with fake_agent(tmp_path) as agent, master_and_two_workers(tmp_path, agent) as url:
+
+        def served() -> int:
+            return int(json.loads(get(f"{agent}/status"))["served"])
+
+        def requests() -> int:
+            return sum(row["requests"] for row in tables(url)["inference"]["rows"])
+
+        form = {"user_count": str(users), "spawn_rate": str(users), "host": agent, "user_classes": "InferenceUser"}
+        assert json.loads(post(f"{url}/swarm", form | {"warmup_seconds": "8", "slo_ms": "400"}))["success"]
+        wait_for(requests, "requests of the warm-up", 30)
+        looks = [(served(), requests())]
+
+        def dropped() -> bool:
+            looks.append((served(), requests()))
+            return looks[-1][1] < looks[-2][1]
+
+        wait_for(dropped, "the warm-up to end", 30)
+        (before, _), (after, _) = looks[-2], (served(), 0)
+        assert before > users, "the warm-up had requests"
+        wait_for(lambda: requests() > 20 * users, "requests that count", 60)
+        post(f"{url}/stop", {})
+        wait_for(lambda: state(url) == "stopped", "the run to stop")
+        wait_for(lambda: served() - after - users <= requests(), "the last report of both workers", 20)
+        # At either end each user may have a request under way that the one side has counted and the other has not.
+        assert requests() <= served() - before + users
+        (column,) = [title for key, title in tables(url)["inference"]["columns"] if key == "good"]
+        assert column == "Good/s (within 400 ms)", "the master's tables are about this run's fields"
+        names = {node["user_count"] for node in json.loads(get(f"{url}/stats/requests"))["workers"]}
+        assert names == {0}, "both have stopped"
+
+
+def test_cold_starts_alone_end_by_themselves_with_two_workers(tmp_path: Path) -> None:
+    with fake_agent(tmp_path) as agent, master_and_two_workers(tmp_path, agent) as url:
+        form = {"user_count": "1", "spawn_rate": "1", "host": agent, "user_classes": "ColdStartUser"}
+        assert json.loads(post(f"{url}/swarm", form | {"cold_start_samples": "2"}))["success"]
+        wait_for(lambda: state(url) == "stopped", "the run to end", 60)
+        assert [row["good"] for row in tables(url)["cold-start"]["rows"]] == [2, 2, 2]
 
 
 def post(url: str, form: dict[str, str]) -> str:

@@ -13,6 +13,7 @@ from weightless.cache import NodeCache
 from weightless.errors import CacheError, NotEnoughDisk
 from weightless.layout import MANIFEST
 from weightless.release import Release
+from weightless.settings import CacheSettings
 
 KIB = 1 << 10
 
@@ -186,6 +187,17 @@ def test_another_release_of_the_same_name_does_not_pass_for_this_one(tmp_path: P
         assert opened.read() == b"old"
     cache.prune(0)
     assert list(cache.layout.blobs.iterdir()) == []
+
+
+def test_a_backups_releases_do_not_go_when_its_disk_is_full(tmp_path: Path) -> None:
+    """`make backup` keeps releases in such a folder: one that went for the next would be missing at the restore."""
+    saved = NodeCache(CacheSettings(cache_dir=tmp_path), evicts=False)
+    fill(saved, "m", {"w": b"old"})
+    large = release("m", {"w": b"new"}, "v2")
+    (file,) = large.content.files
+    with saved.use(large), pytest.raises(NotEnoughDisk, match="on the disk"):
+        saved.make_room(large, [file.model_copy(update={"size": 1 << 60})])
+    assert ("m", "v1") in cached(saved)
 
 
 def test_cached_manifests_come_with_their_version_most_recently_used_first(tmp_path: Path) -> None:
