@@ -221,7 +221,7 @@ class Store:
             alias=alias,
             version_id=str(entry.version_id),
             etag=str(entry.etag or "").strip('"'),
-            modified=entry.last_modified,
+            modified=entry.last_modified or datetime.fromtimestamp(0, UTC),
             latest=str(entry.is_latest).lower() == "true",
             error=wrong,
         )
