@@ -67,18 +67,19 @@ class Pin:
 
 @dataclass(frozen=True)
 class Obtained:
-    """A release whose files lie complete and verified in `folder`. `stale`: the store was away. `fetched`: bytes from the store."""
+    """A release whose files lie complete and verified in `folder`. `stale`: the store was away."""
 
     release: Release
     folder: Path
     stale: bool
-    fetched: int
     cache: NodeCache
 
     def sync_later(self) -> None:
-        """Bring what was fetched to the disk, in a thread: about a second a GB, for which nobody who wants answers should wait."""
-        if self.fetched:
-            threading.Thread(target=self._sync, name="sync", daemon=True).start()
+        """Bring to the disk what was fetched, by whomever: a prefetch leaves it to the worker that is READY.
+
+        In a thread: it takes about a second a GB, for which nobody who wants answers should wait.
+        """
+        threading.Thread(target=self._sync, name="sync", daemon=True).start()
 
     def _sync(self) -> None:
         try:
@@ -123,7 +124,7 @@ def obtain(
             release_digest=release.digest,
             **({"resolved": release.name} if pin.follows else {}),
         )
-        yield Obtained(release, fetched.folder, stale, fetched.bytes_from_store, cache)
+        yield Obtained(release, fetched.folder, stale, cache)
 
 
 def link_into(obtained: Obtained, folder: Path, code: bool) -> int:
