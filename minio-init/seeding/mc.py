@@ -1,7 +1,7 @@
 """MinIO's own client `mc`, driven as a program.
 
-Keys reach it in a configuration file (0600, in a folder of its own that is removed afterwards) or on standard input,
-never as arguments: those are readable in every process list.
+Keys reach it in a configuration file (0600, in a folder of its own that is removed afterwards, see `scratch`) or on standard
+input, never as arguments: those are readable in every process list.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seeding.scratch import scratch
 from weightless.errors import AccessDenied, SettingsError, StoreError, StoreUnavailable
 from weightless.settings import StoreSettings
 
@@ -27,7 +28,7 @@ _AWAY = ("connection refused", "no such host", "i/o timeout", "connection reset"
 
 @dataclass(frozen=True)
 class Mc:
-    """A configured mc; make one with `configured_mc`."""
+    """A configured mc; make one with `configured_mc`. `config_dir` is its own, and what lies there goes with it."""
 
     program: str
     config_dir: Path
@@ -100,15 +101,15 @@ def configured_mc(settings: StoreSettings, program: str = "mc") -> Iterator[Mc]:
     access_key, secret_key = settings.credentials()
     endpoint = str(settings.s3_endpoint).rstrip("/")
     alias = {"url": endpoint, "accessKey": access_key, "secretKey": secret_key, "api": "S3v4", "path": "auto"}
-    with tempfile.TemporaryDirectory(prefix="mc-") as folder:  # made with mode 0700
-        config = Path(folder) / "config.json"
+    with scratch() as folder:
+        config = folder / "config.json"
         config.touch(mode=0o600)
         config.write_text(json.dumps({"version": "10", "aliases": {ALIAS: alias}}), encoding="utf-8")
         if settings.s3_ca_bundle is not None:
-            certificates = Path(folder) / "certs" / "CAs"
+            certificates = folder / "certs" / "CAs"
             certificates.mkdir(parents=True)
             shutil.copy(settings.s3_ca_bundle, certificates / "bundle.crt")
-        yield Mc(found, Path(folder), endpoint, access_key)
+        yield Mc(found, folder, endpoint, access_key)
 
 
 def _json_lines(text: str) -> Iterator[dict[str, Any]]:

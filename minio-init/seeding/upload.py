@@ -33,7 +33,7 @@ class McUploader:
             counted = max(now, counted)
 
         # One folder of links with the names that the objects are to have: one program run for all files, in any folders.
-        with tempfile.TemporaryDirectory(prefix="seed-") as staging:
+        with tempfile.TemporaryDirectory(dir=self._mc.config_dir) as staging:
             for file in files:
                 link = Path(staging) / file.key
                 link.parent.mkdir(parents=True, exist_ok=True)
