@@ -6,6 +6,7 @@ What was measured is written after every experiment, so that a run that is broke
 import argparse
 import importlib
 import importlib.metadata
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ def main() -> int:
     except BenchFailed as error:
         return _error(error)
     status, began = 0, _now()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else a stopped run leaves its gigabytes
     if options.scratch is not None:
         options.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.scratch, prefix="bench-") as scratch:
