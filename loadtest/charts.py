@@ -18,6 +18,8 @@ from loadtest.recorder import Recorder
 COLOURS = ("#4c78d8", "#3fa34d", "#d9534f", "#a56cc1", "#e69f00", "#17becf", "#a0705e", "#e377c2", "#bcbd22", "#5fb7a5")
 REST, FIRST = "#9aa3b0", "#6b7c93"
 IN_ORDER = ("register", "start", "resolve", "fetch", "link", "import", "load")
+MARGIN = {"t": 20, "r": 30, "b": 50}
+TICKS = [n * 10**power for power in range(-2, 4) for n in (1, 2, 5)]  # of a logarithmic axis
 LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"}
 
 
@@ -63,7 +65,12 @@ def _label(key: tuple[str, str, str]) -> str:
 def _bars(rows: int) -> dict[str, Any]:
     names = {"autorange": "reversed", "automargin": True, "showgrid": False}
     return {"barmode": "stack", "height": 160 + 46 * rows, "yaxis": names,
-            "legend": LEGEND, "margin": {"l": 170, "r": 20, "t": 20}}  # fmt: skip
+            "legend": LEGEND, "margin": {**MARGIN, "l": 170}}  # fmt: skip
+
+
+def _axis(title: str, **more: Any) -> dict[str, Any]:
+    """`standoff` and `automargin` keep the title off the numbers."""
+    return {"title": {"text": title, "standoff": 12}, "automargin": True, **more}
 
 
 def _median(starts: Sequence[ColdStart], phase: str) -> float:
@@ -94,9 +101,12 @@ def _phases(by: Groups) -> Chart:
     ]  # fmt: skip
     layout = {
         **_bars(len(labels)),
-        "xaxis": {"title": {"text": "seconds from the trigger, medians"}, "rangemode": "tozero"},
+        "xaxis": _axis("seconds from the trigger, medians", rangemode="tozero"),
     }
-    note = "Medians of each phase. An embedded archive is built before the trigger: see the tab Compare."
+    note = (
+        "Medians of each phase. An embedded archive is built before the trigger: see “Building what is registered”. The operating "
+        "system's page cache is left as it is, but for the starts named “from disk”."
+    )
     return Chart("phases", "cold-start", "From the trigger to the first token, by phase", note, data, layout)
 
 
@@ -107,7 +117,7 @@ def _each(by: Groups) -> Chart:
          "hovertemplate": "%{x:.3g} s<extra>round %{text}</extra>", "text": [str(start.round) for start in starts]}
         for i, (key, starts) in enumerate(by.items())
     ]  # fmt: skip
-    layout = {**_bars(len(by)), "showlegend": False, "xaxis": {"title": {"text": "seconds to READY"}, "type": "log"}}
+    layout = {**_bars(len(by)), "showlegend": False, "xaxis": _axis("seconds to READY", type="log", tickvals=TICKS)}
     return Chart("each", "cold-start", "Every start", "One dot a start, on a logarithmic scale.", data, layout)
 
 
@@ -121,7 +131,7 @@ def _taken(by: Groups) -> Chart:
         for what, name, colour in kinds
         if any(tables.spread(starts, what) for starts in by.values())
     ]  # fmt: skip
-    layout = {**_bars(len(by)), "barmode": "group", "xaxis": {"title": {"text": "MB, medians"}, "rangemode": "tozero"}}
+    layout = {**_bars(len(by)), "barmode": "group", "xaxis": _axis("MB, medians", rangemode="tozero")}
     note = (
         "On disk: archive, TorchServe's unpacked copy and the node's cache. Memory: the highest sum of Java's and the workers' Pss "
         "seen during a start; files that were only read or written through the page cache are not in it."
@@ -146,7 +156,7 @@ def _due(recorder: Recorder) -> Chart:
     layout = {
         **_bars(2 * len(rows)),
         "barmode": "group",
-        "xaxis": {"title": {"text": "seconds to READY, medians"}, "rangemode": "tozero"},
+        "xaxis": _axis("seconds to READY, medians", rangemode="tozero"),
     }
     note = (
         "What the zygote saves: from the first bar to the second, the same archive with forked workers. What the bucket saves: "
@@ -168,7 +178,7 @@ def _archives(by: Groups) -> Chart:
     data = [
         {"type": "bar", "orientation": "h", "y": labels, "x": seconds, "text": text, "marker": {"color": COLOURS[3]}}
     ]
-    layout = {**_bars(len(labels)), "showlegend": False, "xaxis": {"title": {"text": "seconds to build the archive"}}}
+    layout = {**_bars(len(labels)), "showlegend": False, "xaxis": _axis("seconds to build the archive")}
     return Chart("archives", "compare", "Building what is registered", "Once for each release, before any start of it.",
                  data if labels else [], layout)  # fmt: skip
 
@@ -184,14 +194,19 @@ def _latency_over_time(recorder: Recorder) -> list[Chart]:
                 "x": [point.at * 1000 for point in seen], "y": [getattr(point, what) for point in seen],
                 "line": {"dash": dash, "color": COLOURS[i % len(COLOURS)]}, "marker": {"size": 4},
             })  # fmt: skip
-    layout = {"height": 380, "xaxis": {"type": "date"}, "yaxis": {"title": {"text": "latency, ms"}, "rangemode": "tozero"},
-              "legend": LEGEND, "margin": {"t": 20}}  # fmt: skip
+    layout = {
+        "height": 380,
+        "xaxis": {"type": "date", "tickangle": 0, "nticks": 7},
+        "yaxis": _axis("latency, ms", rangemode="tozero"),
+        "legend": LEGEND,
+        "margin": MARGIN,
+    }
     return [Chart("latency", "compare", "Latency over time", "Each point: the requests since the point before it.",
                   data, layout)]  # fmt: skip
 
 
 def _latency_over_load(recorder: Recorder) -> list[Chart]:
-    """Throughput on one axis, latency on the other: one point a step of a headless run, on the page one for each number of users."""
+    """Throughput on one axis, latency on the other: a point for each step of a headless run, on the page each number of users."""
     steps: dict[str, list[tuple[float, float, str]]] = {}
     for key, one in recorder.series.items():
         rate, p95 = one.rate(one.requests - one.failures), one.latency.percentile(0.95)
@@ -211,8 +226,13 @@ def _latency_over_load(recorder: Recorder) -> list[Chart]:
         for name, found in steps.items()
         if len(steps.get(name.replace("open loop", "closed loop"), [])) > 1
     ]  # fmt: skip
-    layout = {"height": 380, "xaxis": {"title": {"text": "requests/s"}, "rangemode": "tozero"}, "margin": {"t": 20},
-              "legend": LEGEND, "yaxis": {"title": {"text": "p95 latency, ms"}, "rangemode": "tozero"}}  # fmt: skip
+    layout = {
+        "height": 380,
+        "xaxis": _axis("requests/s", rangemode="tozero"),
+        "yaxis": _axis("p95 latency, ms", rangemode="tozero"),
+        "legend": LEGEND,
+        "margin": MARGIN,
+    }
     return [Chart("load", "compare", "Latency over load", "One point a step; where it bends, the server is full.",
                   data, layout)]  # fmt: skip
 
@@ -227,8 +247,13 @@ def _streams(recorder: Recorder) -> list[Chart]:
             (row, what, label) for row in rows for what, label in (("first", "first token"), ("gap", "between tokens"))
         )
     ]  # fmt: skip
-    layout = {"height": 360, "barmode": "group", "xaxis": {"showgrid": False},
-              "yaxis": {"title": {"text": "ms"}, "rangemode": "tozero"},
-              "legend": LEGEND, "margin": {"t": 20}}  # fmt: skip
+    layout = {
+        "height": 360,
+        "barmode": "group",
+        "xaxis": {"showgrid": False},
+        "yaxis": _axis("ms", rangemode="tozero"),
+        "legend": LEGEND,
+        "margin": MARGIN,
+    }
     return [Chart("streams", "streaming", "Time to first token, and between tokens", "Percentiles over all streams.",
                   data, layout)]  # fmt: skip

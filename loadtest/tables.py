@@ -165,7 +165,7 @@ def compare(recorder: Recorder) -> Table:
                         "of": three_digits(of.median),
                         "over": three_digits(over.median),
                         "ratio": three_digits(share),
-                        "times": three_digits(1 / share) if share else None,
+                        "times": three_digits(1 / share) if share < 1 else None,
                     }
                 )
     empty = "No two ways to start were measured yet: ColdStartUser, with two of them that are compared, fills this."
@@ -209,6 +209,36 @@ def due(recorder: Recorder) -> Table:
                     }
                 )
     return Table("due", "What it is due to", columns, rows, "compare")
+
+
+def network(recorder: Recorder) -> Table:
+    """What the network and the store did to slim starts, where one of them was shaped."""
+    columns = (
+        ("what", "Start"),
+        ("model", "Model"),
+        ("fetch", "Fetch, median s"),
+        ("rate", "Rate reached Gb/s"),
+        ("moved", "Out of the store MB"),
+        ("retries", "Requests tried again"),
+    )
+    by = groups([start for start in recorder.cold_starts if start.error is None])
+    rows: list[dict[str, Cell]] = []
+    for (model, release, arm), starts in by.items():
+        if arm != "slim-cold" and not ARMS[arm].link:
+            continue
+        fetch = Spread.of(start.phases.get("fetch") for start in starts)
+        rows.append(
+            {
+                "what": ARMS[arm].title,
+                "model": f"{model} {release}",
+                "fetch": _three(fetch.median if fetch else None),
+                "rate": _three(_median(starts, "link_bytes_per_s"), 1e9 / 8),
+                "moved": _three(_median(starts, "moved_bytes"), MEGA),
+                "retries": _three(_median(starts, "retries")),
+            }
+        )
+    shaped = any(ARMS[arm].link for _, _, arm in by)
+    return Table("network", "Network", columns, rows if shaped else [], "cold-start")
 
 
 def _name(key: Key) -> str:
@@ -280,7 +310,14 @@ def streaming(recorder: Recorder) -> Table:
 
 def shown_tables(recorder: Recorder) -> list[Table]:
     """The tables that the page and the report show, in order."""
-    return [cold_start(recorder), compare(recorder), due(recorder), streaming(recorder), inference(recorder)]
+    return [
+        cold_start(recorder),
+        network(recorder),
+        compare(recorder),
+        due(recorder),
+        streaming(recorder),
+        inference(recorder),
+    ]
 
 
 def plain(recorder: Recorder) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import aiohttp
 from serve.agent.children import alive
 from serve.agent.grounds import Ground, forked
 from serve.agent.rollout import Tools
+from serve.agent.smoke import request_body
 from serve.agent.starts import failure_reason, log_position, read_ledger
 from serve.agent.usage import on_disk
 from serve.embedded import START_HEADER
@@ -23,6 +24,7 @@ from weightless.modelfile import NodeSettings
 from weightless.release import Release
 
 _LOOK_S = 0.01  # between two looks at a worker; later a hundredth of the time spent, so as not to be what is measured
+_TURNS = 20  # TorchServe gives a request to the worker that has waited longest, so two do
 _SAMPLE_S = 0.5  # between two looks at the memory: one takes 11 ms of processor time for a worker that maps 1 GB
 
 
@@ -130,7 +132,9 @@ class Starting:
             pids = await self._until_ready(2)
             ready_s = time.monotonic() - began
         new = [pid for pid in pids if pid not in before]
-        ledger = self._ledger(new[0]) if new else None
+        ledger = None
+        if new:
+            ledger = await self._told_by(new[0]) if it.ledgers is None else self._ledger(new[0])
         after = await self._disk(pids)
         return self._figures(at, new, ledger or {}, {}, sent, await self._sent()) | {
             "build_s": None,
@@ -176,6 +180,13 @@ class Starting:
     def _ledger(self, pid: int) -> dict[str, Any] | None:
         return read_ledger(self._it.ledgers, pid) if self._it.ledgers is not None else None
 
+    async def _told_by(self, pid: int) -> dict[str, Any] | None:
+        """What a stock worker's answer tells of its start. Nobody chooses which worker answers: asked until it is that one's turn."""
+        for _ in range(_TURNS):
+            if (told := await self._first()).get("pid") == pid:
+                return told
+        return None
+
     async def _sent(self) -> int | None:
         """MinIO's own counter; None for a store that has none."""
         try:
@@ -219,10 +230,11 @@ class Starting:
 
     async def _first(self) -> dict[str, Any]:
         """The answer that has the prompt's first token (for another task, the first answer); what its worker tells of its start."""
-        model = self._release.model
-        body: dict[str, Any] = {"input": self._prompt}
-        if self._release.content.settings.task == "text-generation":
-            body["parameters"] = {"max_new_tokens": 1, "do_sample": False}
+        model, settings = self._release.model, self._release.content.settings
+        body: dict[str, Any] = {"input": self._prompt, "parameters": {"max_new_tokens": 1, "do_sample": False}}
+        if settings.task != "text-generation":
+            example = request_body(settings.task, settings.golden)  # a query and texts have no input
+            body = example | ({"input": self._prompt} if "input" in example else {})
         timeout = aiohttp.ClientTimeout(total=max(self._node.response_timeout_s, 600))
         url = f"{self._ground.inference_url}/predictions/{self._it.name}/{self._it.version}"
         try:

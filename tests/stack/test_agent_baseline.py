@@ -83,7 +83,8 @@ def start(agent: AgentProcess, **order: Any) -> dict[str, Any]:
 
 def left_registered(agent: AgentProcess, baseline: dict[str, str]) -> list[str]:
     with urllib.request.urlopen(f"{baseline['BASELINE_MANAGEMENT_URL']}/models") as answer:
-        return agent.registered("falcon-tiny--coldstart") + [answer.read().decode()] * (b"coldstart" in answer.read())
+        listed = answer.read().decode()
+    return agent.registered("falcon-tiny--coldstart") + [listed] * ("coldstart" in listed)
 
 
 @pytest.mark.parametrize("on", ["baseline", "zygote"])
@@ -117,6 +118,9 @@ def test_one_more_worker_takes_nothing_from_the_store(agent: AgentProcess, relea
     assert {"start", "fetch", "load"} <= ours["phases"].keys()
     stock = start(agent, variant="worker", on="baseline")
     assert not stock["forked"] and stock["ready_s"] > ours["ready_s"]
+    # Its own start, asked from it among the two: from the scaling on, in the phases of any stock start.
+    assert list(stock["phases"]) == ["start", "import", "load"]
+    assert min(stock["phases"].values()) > 0 and sum(stock["phases"].values()) < stock["ready_s"] + 0.1
     assert agent.registered("falcon-tiny--coldstart") == []
 
 
