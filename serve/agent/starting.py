@@ -181,7 +181,7 @@ class Starting:
         return read_ledger(self._it.ledgers, pid) if self._it.ledgers is not None else None
 
     async def _told_by(self, pid: int) -> dict[str, Any] | None:
-        """What a stock worker's answer tells of its start. Nobody chooses which worker answers: asked until it is that one's turn."""
+        """What a stock worker's answer tells of its start. Nobody chooses which worker answers: asked until it is its turn."""
         for _ in range(_TURNS):
             if (told := await self._first()).get("pid") == pid:
                 return told
