@@ -13,7 +13,7 @@ export PYTHONPATH := .:handler:minio-init
 
 # ---- variables: a word that nobody knows would be silently ignored, and PROMTE=no would promote
 
-KNOWN := ENGINE MODEL RELEASE PERCENT HF TASK FROM PROMOTE KEEP INPUT PARAMETERS STREAM TO FOLDER SHOW SERVICE FOLLOW YES JSON WAIT TIMEOUT \
+KNOWN := ENGINE MODEL RELEASE PERCENT HF TASK FROM PROMOTE KEEP INPUT PARAMETERS STREAM TO SHOW SERVICE FOLLOW YES JSON WAIT TIMEOUT \
   PROFILE SECONDS USERS OUT ONLY ARGS TESTS UPGRADE PYTHON
 SETTINGS := $(shell sed -nE 's/^\#? ?([A-Z][A-Z0-9_]+)=.*/\1/p' .env.example 2>/dev/null) RUN_DIR
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))

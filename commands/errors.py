@@ -13,7 +13,3 @@ class AgentRefused(WeightlessError):
 
 class RolloutFailed(WeightlessError):
     """The alias moved, but the node does not serve what it names."""
-
-
-class NotConfirmed(WeightlessError):
-    """A command that deletes was not told to go on."""

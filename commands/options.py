@@ -6,4 +6,3 @@ import typer
 
 Model = Annotated[str, typer.Argument(help="The model's name.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]

@@ -170,11 +170,6 @@ class Store:
             alias=Alias.from_json(model, raw), version_id=version_id, etag=etag, modified=modified, latest=True
         )
 
-    def aliases(self) -> dict[str, AliasVersion]:
-        """The aliases of all models that have one."""
-        found = {model: self.alias(model) for model in self.models()}
-        return {model: version for model, version in found.items() if version is not None}
-
     def alias_etags(self) -> dict[str, str]:
         """Model → ETag of its alias, in one listing: the cheap way to see that nothing changed."""
         with self._errors(f"bucket {self.settings.releases_bucket}"):

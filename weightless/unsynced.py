@@ -86,7 +86,7 @@ class Unsynced:
             with contextlib.suppress(FileNotFoundError):
                 fd = open_locked(path, os.O_RDONLY, wait=False)
                 if fd is not None:
-                    path.unlink()
+                    path.unlink(missing_ok=True)
                     os.close(fd)
 
     def _lists(self) -> list[tuple[Path, set[str]]]:

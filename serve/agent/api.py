@@ -16,6 +16,7 @@ from aiohttp import web
 
 from serve.agent.archive import FOLLOW_ALIAS, SlimArchive, build_slim
 from serve.agent.auth import KeyCheck
+from serve.agent.bodies import json_object
 from serve.agent.coldstart import ColdStarts, Order
 from serve.agent.door import Door
 from serve.agent.errors import ApiError
@@ -161,17 +162,13 @@ class Api:
         return SlimArchive(model, release.name, node, release)
 
     async def _post_coldstart(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
-        try:
-            body = json.loads(await request.read())
-        except ValueError as error:
-            raise ApiError(400, "invalid_json", f"required a JSON object in the body, found: {error}") from None
-        return _json(await self._coldstarts.run(Order.of(body)))
+        return _json(await self._coldstarts.run(Order.of(json_object(await self._door.read(request)))))
 
     async def _get_coldstart(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
         return _json(await self._coldstarts.progress())
 
     async def _baseline(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
-        return await self._coldstarts.held.answer(request.method, _model(rest), await request.read())
+        return await self._coldstarts.held.answer(request.method, _model(rest), await self._door.read(request))
 
 
 def _worded(parts: list[str], error: ApiError) -> web.Response:

@@ -23,6 +23,7 @@ class Reconciler:
         self._slots = asyncio.Semaphore(tools.settings.parallel_rollouts)
         self._tasks: list[asyncio.Task[None]] = []
         self._up = False
+        self._was_up = False
 
     def changed(self, model: str) -> None:
         """What is wanted of a model changed."""
@@ -40,7 +41,9 @@ class Reconciler:
         controller.tell(wanted)
 
     async def torchserve_up(self) -> None:
-        self._up = True
+        if self._was_up:
+            self._metrics.restarted()
+        self._up = self._was_up = True
         for controller in self.controllers.values():
             controller.torchserve(True)
 

@@ -68,13 +68,16 @@ def request_body(task: str, golden: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def wrong_with(task: str, answer: Any, golden: dict[str, Any] | None) -> str | None:
-    """What is wrong with an answer, or None."""
+    """What is wrong with an answer, or None. A golden request without an output asks for any answer that makes sense."""
+    golden = golden if golden is not None and "output" in golden else None
     if task == "text-generation":
         return _wrong_text(answer, golden)
     if task == "embeddings":
         return _wrong_embedding(answer, golden)
     if task in ("text-classification", "reranking"):
         return _wrong_scores(answer, golden)
+    if golden is not None and answer != golden["output"]:
+        return f"required the golden answer {golden['output']!r}, found {str(answer)[:200]}"
     return None
 
 

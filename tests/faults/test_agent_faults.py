@@ -65,6 +65,7 @@ def test_the_java_server_killed_comes_back_with_its_models(
         assert (answer.status, answer.headers.get("Retry-After")) in {(503, "1"), (200, None)}
         agent.wait_serving("falcon-tiny", "v1", 60)
         assert agent.predict("falcon-tiny", PROMPT, **GREEDY).json[0]["generated_text"] == KNOWN["falcon-tiny"].sentence
+        assert b"\nweightless_torchserve_restarts_total 1.0\n" in agent.call("GET", "/metrics").raw
 
 
 def test_the_agent_killed_leaves_nothing_behind_and_starts_again(

@@ -191,6 +191,11 @@ def test_a_wrong_path_or_method_is_refused_in_json(agent: AgentProcess, method: 
     assert (answer.status, answer.json["error"]["code"]) == (code, code)
 
 
+@pytest.mark.parametrize("path", ["/coldstart", "/baseline/falcon-tiny"])
+def test_a_body_that_is_too_large_is_the_clients_mistake_on_every_path(agent: AgentProcess, path: str) -> None:
+    assert agent.call("POST", path, b"a" * (5 << 20)).json["error"]["type"] == "body_too_large"
+
+
 # ---- streams
 
 

@@ -147,6 +147,18 @@ def test_a_golden_answer_is_asked_for_greedily_and_must_come() -> None:
     assert "golden answer 'A b'" in str(wrong_with("text-generation", [{"generated_text": "A c"}], golden))
 
 
+def test_a_task_of_ones_own_has_its_golden_answer_checked_too() -> None:
+    golden = {"input": "a-b", "output": {"words": 2}}
+    assert wrong_with("word-count", {"words": 2}, golden) is None
+    assert "golden answer {'words': 2}, found {'words': 1}" in str(wrong_with("word-count", {"words": 1}, golden))
+
+
+def test_a_golden_request_without_an_output_asks_for_any_answer() -> None:
+    golden = {"input": "A"}
+    assert wrong_with("text-generation", [{"generated_text": "A c"}], golden) is None
+    assert wrong_with("embeddings", {"embedding": []}, golden) is not None
+
+
 # ---- why a start failed
 
 

@@ -22,6 +22,7 @@ from weightless.errors import FetchFailed, VerificationFailed
 from weightless.fetch.partial import Partial, finished_parts
 from weightless.fetch.plan import Span
 from weightless.fetch.wire import Connection, Interrupted, Wanted
+from weightless.layout import size_of
 from weightless.release import FileEntry, Release
 from weightless.settings import FetchSettings, StoreSettings
 
@@ -266,7 +267,7 @@ class Transfer:
     def _begin(self, entry: FileEntry, buffer: memoryview) -> _File | None:
         """Make the file ours to fetch. None: it is there already, or somebody else is fetching it."""
         blob, path = self._places.blob(entry.blake3), self._places.partial(entry.blake3)
-        if _size(blob) == entry.size:
+        if size_of(blob) == entry.size:
             self._done(entry.size)
             return None
         partial = Partial.open(path, entry, self._settings.fetch_part_bytes, self._places.mode)
@@ -274,7 +275,7 @@ class Transfer:
             with self._changed:
                 self._elsewhere[entry.blake3] = entry
             return None
-        if _size(blob) == entry.size:  # whoever held the lock gave the blob its final name before we got it
+        if size_of(blob) == entry.size:  # whoever held the lock gave the blob its final name before we got it
             partial.discard()
             self._done(entry.size)
             return None
@@ -387,10 +388,3 @@ class Transfer:
             self._left -= 1
             if not self._left:
                 self._changed.notify_all()
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return -1
