@@ -52,7 +52,12 @@ def from_torchserve(status: int, body: bytes, model: str, version: str) -> ApiEr
     if isinstance(answer.get("error"), dict):
         return None
     kind, message = str(answer.get("type", "")), str(answer.get("message", "")) or body[:200].decode(errors="replace")
-    if status == 404 or kind == "ServiceUnavailableException":  # just unregistered, or its queue is full
+    if kind == "ServiceUnavailableException":  # TorchServe says "no worker to serve" for a full queue too, the likelier
+        return unavailable(
+            f"model {model}: required room in the queue of version {version} (job_queue_size), found it full, or no worker at all",
+            "overloaded",
+        )
+    if status == 404:  # just unregistered
         return unavailable(f"model {model}: version {version} takes no requests now ({message})")
     if message in ("Worker died.", "Worker scaled down."):
         return unavailable(f"model {model}: its worker died while it served this request", "worker_died")

@@ -93,7 +93,7 @@ def torchserve_says(code: int, kind: str, message: str) -> bytes:
     [
         (500, "InternalServerException", "Worker died.", 503, "worker_died"),
         (507, "InternalServerException", "Worker died.", 503, "worker_died"),
-        (503, "ServiceUnavailableException", 'Model "m" Version v1 has no worker to serve', 503, "unavailable"),
+        (503, "ServiceUnavailableException", 'Model "m" Version v1 has no worker to serve', 503, "overloaded"),
         (404, "ModelVersionNotFoundException", "Model version: v1 does not exist", 503, "unavailable"),
         (503, "InternalServerException", "Prediction failed", 500, "prediction_failed"),
         (507, "InternalServerException", "Out of resources", 507, "out_of_memory"),
