@@ -16,7 +16,7 @@ from typing import Any
 
 from loadtest.bench.experiment import BenchFailed
 from loadtest.bench.server import ROOT
-from local.config import BASELINE, DOORS, INNER
+from local.config import BASELINE, DOORS, INNER, known_settings
 from weightless.settings import StoreSettings
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -125,14 +125,19 @@ class Node:
 def running_node(folder: Path, **settings: str) -> Iterator[Node]:
     """A stack with nothing in it but the built-in models; all of it is gone afterwards. `settings`: as in `.env`."""
     folder.mkdir(parents=True)
-    ports = dict(zip((*DOORS, *INNER, *BASELINE), map(str, _free_ports(len(DOORS | INNER | BASELINE))), strict=True))
-    told = {"ENGINE": "local", "RUN_DIR": str(folder), "BIND": "127.0.0.1", "API_KEY": ""}
-    node = Node(folder, ports | told | settings)
+    node = Node(folder, own_settings(folder) | settings)
     try:
         node.make("up")
         yield node
     finally:
         node.make("down")
+
+
+def own_settings(folder: Path) -> dict[str, str]:
+    """The shipped settings on ports of its own, whatever .env says: the store and the cache that it names are not ours."""
+    ports = dict(zip((*DOORS, *INNER, *BASELINE), map(str, _free_ports(len(DOORS | INNER | BASELINE))), strict=True))
+    shipped = dict.fromkeys(known_settings(), "")
+    return shipped | ports | {"ENGINE": "local", "RUN_DIR": str(folder), "BIND": "127.0.0.1"}
 
 
 def _free_ports(count: int) -> list[int]:
