@@ -98,7 +98,7 @@ class DesiredState:
         while True:
             self._asked.clear()
             try:
-                await asyncio.wait_for(asyncio.to_thread(self._poll), _POLL_TIMEOUT_S)
+                self._etags, self._aliases = await asyncio.wait_for(asyncio.to_thread(self._poll), _POLL_TIMEOUT_S)
                 if self.error is not None:
                     log.info("the store answers again")
                 self.error, self.error_since, self.known = None, None, True
@@ -108,26 +108,29 @@ class DesiredState:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._asked.wait(), self._poll_s)
 
-    def _poll(self) -> None:
-        """Runs in a thread: one listing, and a read of each alias that changed."""
+    def _poll(self) -> tuple[dict[str, str], dict[str, Alias | WeightlessError]]:
+        """The ETags and aliases now: one listing, and a read of each alias that changed.
+
+        Runs in a thread, which lives on when its time is up: so it changes nothing here.
+        """
         etags = self._store.alias_etags()
         if self._only:
             etags = {model: etag for model, etag in etags.items() if model in self._only}
-        for model, etag in etags.items():
+        aliases: dict[str, Alias | WeightlessError] = {}
+        for model, etag in list(etags.items()):
             if self._etags.get(model) == etag:
+                aliases[model] = self._aliases[model]
                 continue
             try:
                 version = self._store.alias(model)
             except (InvalidRelease, SettingsError, NotFound) as error:
-                self._aliases[model] = error
+                aliases[model] = error
             else:
                 if version is None or version.alias is None:
-                    continue  # deleted since it was listed
-                self._aliases[model] = version.alias
-            self._etags[model] = etag
-        for model in set(self._aliases) - set(etags):
-            del self._aliases[model]
-            self._etags.pop(model, None)
+                    del etags[model]  # deleted since it was listed
+                else:
+                    aliases[model] = version.alias
+        return etags, aliases
 
     def _poll_failed(self, error: Exception) -> None:
         message = str(error) or f"the store did not answer within {_POLL_TIMEOUT_S:.0f} s"
