@@ -145,7 +145,7 @@ class Recorder:
         self.cold_starts.append(start)
 
     def tick(self, users: int, now: float | None = None) -> None:
-        """Close the interval since the last tick: one point for each series, and the load of those that had one all along."""
+        """Close the interval since the last tick: one point for each series, and its load if the users were as many as before."""
         now = time.time() if now is None else now
         seconds, self._ticked = max(now - self._ticked, 1e-3), now
         recent, self._recent = self._recent, {}
@@ -157,7 +157,7 @@ class Recorder:
                 points = self.points.setdefault(key, [])
                 points.append(Point(now, seconds, users, one.requests, one.tokens, p50, p95))
                 del points[:-POINTS_KEPT]
-            if one.requests and steady:
+            if steady:
                 self.loads.setdefault(key, {}).setdefault(users, Load()).add(one, seconds)
 
     def forget_requests(self) -> None:

@@ -47,10 +47,15 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _field(Path("/proc/cpuinfo"), "model name") or platform.processor() or "unknown",
         "cores": os.cpu_count(),
-        "memory": _field(Path("/proc/meminfo"), "MemTotal") or "unknown",
+        "memory": _gigabytes(_field(Path("/proc/meminfo"), "MemTotal")),
         "kernel": platform.release(),
         "machine": platform.machine(),
     }
+
+
+def _gigabytes(kilobytes: str | None) -> str:
+    """Of /proc/meminfo's `24684084 kB`, whose kB are 1,024 bytes."""
+    return f"{int(kilobytes.split()[0]) * 1024 / 1e9:.1f} GB" if kilobytes else "unknown"
 
 
 def _field(path: Path, name: str) -> str | None:

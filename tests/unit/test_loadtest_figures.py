@@ -13,7 +13,7 @@ from loadtest.charts import charts
 from loadtest.coldstart import ARMS, ColdStart, interleaved
 from loadtest.figures import Histogram, Spread, ratio, shown, three_digits
 from loadtest.recorder import Key, Outcome, Recorder, Series
-from loadtest.tables import cold_start, compare, due, inference, samples, streaming
+from loadtest.tables import cold_start, compare, due, inference, network, samples, streaming
 
 
 @pytest.mark.parametrize(
@@ -228,6 +228,41 @@ def test_points_hold_the_requests_of_their_interval() -> None:
     assert (first.requests, first.p50_ms, first.tokens) == (1, 10, 1)
     assert (second.requests, second.p50_ms, second.tokens) == (1, 30, 2)
     assert second.seconds == pytest.approx(2)
+
+
+def test_latency_over_load_counts_what_came_while_the_number_of_users_stood() -> None:
+    """By hand: one user for two intervals of 2 s with one answer in all, 0.25/s; two users for one with two answers, 1/s."""
+    recorder = Recorder()
+    recorder.record("generate", "m", "v1", Outcome(1.0, 5, True))
+    recorder.tick(1, now=recorder._ticked + 2)  # none before it: nobody knows how many users there were
+    recorder.record("generate", "m", "v1", Outcome(3.0, 10, True))
+    recorder.tick(1, now=recorder._ticked + 2)
+    recorder.tick(1, now=recorder._ticked + 2)
+    recorder.record("generate", "m", "v1", Outcome(7.0, 1000, True))
+    recorder.tick(2, now=recorder._ticked + 2)  # the number changed on the way
+    recorder.record("generate", "m", "v1", Outcome(8.0, 20, True))
+    recorder.record("generate", "m", "v1", Outcome(9.0, 30, True))
+    recorder.tick(2, now=recorder._ticked + 2)
+    chart = next(chart for chart in charts(recorder) if chart.key == "load")
+    (line,) = chart.data
+    assert (line["x"], line["y"], line["text"]) == ([0.25, 1.0], [10, 30], ["1 user", "2 users"])
+
+
+def test_a_shaped_network_says_the_rate_that_it_reached() -> None:
+    """By hand: 343 MB/s are 2.74 Gb/s, whatever the start is called."""
+    recorder = measured()
+    assert network(recorder).rows == []
+    recorder.record_cold_start(start("slim-10gbit", 3, 4, link_bytes_per_s=343e6, retries=2, phases={"fetch": 2.8}))
+    loopback, shaped = network(recorder).rows
+    assert (loopback["fetch"], loopback["rate"], loopback["moved"]) == (0.7, None, 960)
+    assert (shaped["fetch"], shaped["rate"], shaped["retries"]) == (2.8, 2.74, 2)
+
+
+def test_a_slower_start_is_not_called_faster() -> None:
+    recorder = measured()
+    recorder.record_cold_start(start("slim-1gbit", 9, 10))
+    slower = next(row for row in compare(recorder).rows if "1 Gb/s" in str(row["what"]))
+    assert (slower["ratio"], slower["times"]) == (8.18, None)
 
 
 def test_the_end_of_the_warm_up_keeps_cold_starts() -> None:
