@@ -8,7 +8,8 @@ WeightlessError
 │   ├── NotFound
 │   │   ├── ModelNotFound    no release of that model exists
 │   │   └── ReleaseNotFound  the model exists, that release of it does not
-│   └── Conflict             somebody else wrote first (a conditional write was refused)
+│   ├── Conflict             somebody else wrote first (a conditional write was refused)
+│   └── ObjectLocked         an object version may not be deleted: its retention has not ended, or a legal hold is on it
 ├── InvalidRelease           a manifest or an alias is malformed, or its digest is not the one that was named
 ├── InvalidFolder            a folder is not a complete model: empty, no weights, a shard missing, a git-lfs pointer
 ├── UnsafePath               an object name that must not become a file name
@@ -55,6 +56,10 @@ class ReleaseNotFound(NotFound):
 
 class Conflict(StoreError):
     """A conditional write was refused: somebody else wrote first."""
+
+
+class ObjectLocked(StoreError):
+    """An object version may not be deleted: its retention has not ended, or a legal hold is on it."""
 
 
 class InvalidRelease(WeightlessError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import subprocess
 import tempfile
@@ -17,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from seeding.scratch import scratch
-from weightless.errors import AccessDenied, SettingsError, StoreError, StoreUnavailable
+from weightless.errors import AccessDenied, ObjectLocked, SettingsError, StoreError, StoreUnavailable
 from weightless.settings import StoreSettings
 
 #: the store's name in mc's configuration
 ALIAS = "store"
 _DENIED = ("access key id", "signature", "insufficient permissions", "access denied", "accessdenied", "not authorized")
+_LOCKED = re.compile(r"'(?P<key>[^']+) \(Version ID=(?P<version>[^)]+)\)' is WORM protected")
 _AWAY = ("connection refused", "no such host", "i/o timeout", "connection reset", "no route to host", "eof")
 
 
@@ -38,7 +40,7 @@ class Mc:
     def run(self, *arguments: str, stdin: str = "") -> list[dict[str, Any]]:
         """Run one mc command and return its JSON lines.
 
-        Raises AccessDenied, StoreUnavailable, or StoreError with mc's own words for what is neither.
+        Raises AccessDenied, StoreUnavailable, ObjectLocked, or StoreError with mc's own words for what is none of these.
         """
         process = subprocess.run(self.command(*arguments), input=stdin, capture_output=True, text=True, check=False)
         return self.result(process.returncode, process.stdout, process.stderr, arguments)
@@ -73,6 +75,8 @@ class Mc:
         # mc tells of one cause for each file it could not copy; the first says it.
         message = _message(failures[0]) if failures else (err or out).strip()[-500:]
         what = f"mc {' '.join(arguments[:2])}"
+        if locked := _LOCKED.search(message):
+            raise ObjectLocked(f"{locked['key']} (version {locked['version']})")
         lowered = message.lower()
         if any(word in lowered for word in _DENIED):
             raise AccessDenied(

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from seeding.mc import ALIAS, configured_mc
+from seeding.mc import ALIAS, Mc, configured_mc
 from seeding.settings import SeedSettings
-from weightless.errors import ModelNotFound
+from weightless.errors import ModelNotFound, ObjectLocked
 from weightless.publish import visible
 from weightless.release import AliasVersion
 from weightless.settings import StoreSettings
@@ -43,7 +43,12 @@ def prune(
     """Keep the newest `keep` releases, the one served, its canary and the one that a rollback would serve; delete the others.
 
     Then delete every object version that no release names, unless a plain listing shows it or it is younger than
-    `grace`. With `dry_run` only say what would go. Raises ModelNotFound, StoreError.
+    `grace`. With `dry_run` only say what would go.
+
+    Raises:
+        ObjectLocked: naming the object versions that are locked, when all others are deleted. A release whose manifest is
+            locked stays whole.
+        ModelNotFound, StoreError.
     """
     store = Store(store_settings)
     store.check()
@@ -58,14 +63,29 @@ def prune(
         unnamed = _unnamed(store, model, old, datetime.now(UTC) - grace)
         return _pruned(model, old, kept, names, unnamed)
     releases, models = store_settings.releases_bucket, store_settings.models_bucket
+    locked: list[str] = []
     with configured_mc(store_settings, settings.mc) as mc:
         # Manifests first: a release whose files are gone must not be there to be promoted.
         for name in old:
-            mc.run("rm", "--versions", "--force", f"{ALIAS}/{releases}/{model}/{name}.json")
+            _remove(mc, locked, releases, f"{model}/{name}.json", "--versions", "--force")
         unnamed = _unnamed(store, model, [], datetime.now(UTC) - grace)
         for version in unnamed:
-            mc.run("rm", "--version-id", version.version_id, f"{ALIAS}/{models}/{version.key}")
+            _remove(mc, locked, models, version.key, "--version-id", version.version_id)
+    if locked:
+        raise ObjectLocked(
+            f"prune of {model}: required object versions that may be deleted, found {len(locked)} under object lock: "
+            f"{', '.join(locked[:3])}{f' and {len(locked) - 3} more' if len(locked) > 3 else ''}; all others are deleted. "
+            "`mc retention info` and `mc legalhold info` say why: prune again when the retention has ended or the hold is off"
+        )
     return _pruned(model, old, kept, names, unnamed)
+
+
+def _remove(mc: Mc, locked: list[str], bucket: str, key: str, *which: str) -> None:
+    """Delete versions of an object for good; one that is locked is noted, and stays."""
+    try:
+        mc.run("rm", *which, f"{ALIAS}/{bucket}/{key}")
+    except ObjectLocked as error:
+        locked.append(f"{bucket}/{error}")
 
 
 def _pruned(model: str, old: list[str], kept: set[str], names: list[str], unnamed: list[ObjectVersion]) -> Pruned:
