@@ -216,11 +216,14 @@ def _plan(store: Store, held: NodeCache, index: Index) -> Plan:
 
 
 def _point(store: Store, model: str, entry: Model) -> bool:
-    """Write the alias's history anew where there is no alias; True if it was done."""
+    """Write the alias's history anew where there is no alias, or where a restore was cut off in it; True if it was done."""
+    wanted = [(event.release, f"{event.by or 'unknown'} (restored)") for event in entry.history]
+    wanted = [(release, by) for release, by in wanted if release in entry.releases]
     if store.alias(model) is not None:
-        return False
-    for event in entry.history:
-        if event.release in entry.releases:
-            release = store.release(model, event.release)
-            store.put_alias(model, Alias.of(release, f"{event.by or 'unknown'} (restored)"), store.alias(model))
-    return store.alias(model) is not None
+        written = [(one.alias.release, one.alias.by) for one in reversed(store.alias_history(model)) if one.alias]
+        if written != wanted[: len(written)]:
+            return False
+        wanted = wanted[len(written) :]
+    for release, by in wanted:
+        store.put_alias(model, Alias.of(store.release(model, release), by), store.alias(model))
+    return bool(wanted)

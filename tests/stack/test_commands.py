@@ -309,6 +309,23 @@ def test_a_restore_leaves_the_alias_that_is_there(
     assert minio_server.store().serving("tiny").name == "v2"
 
 
+def test_a_restore_that_was_cut_off_in_a_history_goes_on_with_it(
+    minio_server: MinioServer, two: tuple[Release, Release], tmp_path: Path
+) -> None:
+    run(minio_server, "promote", "tiny", "v2", "--no-wait")
+    assert run(minio_server, "backup", str(tmp_path / "saved")).status == 0
+    minio_server.clean()
+    assert run(minio_server, "restore", str(tmp_path / "saved")).status == 0
+    store = minio_server.store()
+    minio_server.client().remove_object(
+        "releases", "tiny/serving", version_id=store.alias_history("tiny")[0].version_id
+    )
+    assert store.serving("tiny").name == "v1", "cut off before its last value was written"
+    assert run(minio_server, "restore", str(tmp_path / "saved"), "--json").json["aliases"] == ["tiny"]
+    assert store.serving("tiny").name == "v2"
+    assert len(store.alias_history("tiny")) == 2
+
+
 def test_a_restore_over_other_releases_writes_nothing(
     minio_server: MinioServer, two: tuple[Release, Release], folder: Path, tmp_path: Path
 ) -> None:
