@@ -26,7 +26,7 @@ from weightless.release import Release
 
 _FLOATS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-_LARGEST_HEADER = 100 << 20  # safetensors' own bound
+_LARGEST_HEADER = 100_000_000  # safetensors' own bound
 _UNLIMITED = 1 << 60  # cgroup v1 says "no limit" with a number near 2**63
 _CGROUPS = Path("/sys/fs/cgroup")
 
