@@ -135,6 +135,15 @@ class Agent:
         )
         return f"{told['doing']}{written}"
 
+    def releases(self, timeout: float = STATUS_SECONDS) -> dict[str, list[str]]:
+        """Models that could be started, each with its releases, newest first; empty while a start is under way.
+
+        Raises:
+            AgentUnreachable.
+        """
+        _, told = self._call("GET", "/coldstart", None, timeout)
+        return dict(told.get("releases") or {})
+
     def hold(self, model: str) -> str:
         """Have an embedded form of the model registered on the baseline, to be asked at /baseline/<model>; its release.
 

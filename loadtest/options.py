@@ -31,23 +31,33 @@ class OpenChoices(list[str]):
 
 
 class ServedModels:
-    """The names of served models by task, asked from the agent and remembered for a moment."""
+    """What the form offers: the names of served models by task and published releases, asked from the agent and remembered."""
 
     def __init__(self, settings: LoadtestSettings) -> None:
         self._agent = Agent(settings.url, settings.headers())
         self._names: dict[str, list[str]] = {}
+        self._releases: dict[str, list[str]] = {}
         self._asked = -REMEMBER_SECONDS
 
     def of(self, task: str) -> list[str]:
-        """Names that the form offers; empty while the agent does not answer."""
+        """Names of that task; none while the agent does not answer."""
+        self._ask()
+        return self._names.get(task, [])
+
+    def releases(self) -> dict[str, list[str]]:
+        """By published model, newest first. While a start is under way they are those of before."""
+        self._ask()
+        return self._releases
+
+    def _ask(self) -> None:
         if time.monotonic() - self._asked >= REMEMBER_SECONDS:
             self._asked = time.monotonic()
             try:
                 status = self._agent.status(timeout=ASK_SECONDS)
                 self._names = {task: status.ready(task) for task in (GENERATION, EMBEDDINGS)}
+                self._releases = self._agent.releases(timeout=ASK_SECONDS) or self._releases
             except LoadtestError:
                 self._names = {}
-        return self._names.get(task, [])
 
 
 def add_arguments(parser: Any, served: ServedModels) -> None:
@@ -62,9 +72,11 @@ def add_arguments(parser: Any, served: ServedModels) -> None:
     add("--arrival-rate", type=float, default=0.0, help="requests/s of each user, Poisson; 0: closed loop")
     add("--slo-ms", type=float, default=2000.0, help="a good request ends within this; counts for goodput")
     add("--warmup-seconds", type=float, default=0.0, help="discarded at the start of the run")
-    cold = OpenChoices(dict.fromkeys([AUTO, COLD_START_MODEL, *generation]))
+    published = served.releases()
+    cold = OpenChoices(dict.fromkeys([AUTO, *(published or [COLD_START_MODEL, *generation])]))
+    releases = OpenChoices(dict.fromkeys([AUTO, *(name for names in published.values() for name in names)]))
     add("--cold-start-model", default=AUTO, choices=cold, help=f"auto: {COLD_START_MODEL} if published")
-    add("--cold-start-release", default="", help="empty: what is served, else the newest")
+    add("--cold-start-release", default=AUTO, choices=releases, help="auto: what is served, else the newest")
     add(
         "--cold-start-variants",
         nargs="+",
@@ -109,7 +121,7 @@ class Options:
             slo_ms=_number(fields, "slo_ms", 1, 3_600_000),
             warmup_seconds=_number(fields, "warmup_seconds", 0, 3600),
             cold_start_model=fields["cold_start_model"] or AUTO,
-            cold_start_release=fields["cold_start_release"] or None,
+            cold_start_release=None if fields["cold_start_release"] in ("", AUTO) else fields["cold_start_release"],
             cold_start_variants=_arms(fields["cold_start_variants"]),
             cold_start_samples=int(_number(fields, "cold_start_samples", 1, 1000, whole=True)),
         )

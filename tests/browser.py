@@ -102,6 +102,14 @@ def fill(browser: WebDriver, name: str, value: str) -> None:
     field.send_keys(value)
 
 
+def offers(browser: WebDriver, name: str) -> list[str]:
+    """What a field of the start form can be chosen from."""
+    return [
+        option.get_attribute("value") or ""
+        for option in browser.find_elements(By.CSS_SELECTOR, f"select[name={name}] option")
+    ]
+
+
 def framed_row(browser: WebDriver, name: str) -> list[str]:
     """As `table_row`, of the tables in the frame below Locust's own."""
     browser.switch_to.frame("weightless")

@@ -127,10 +127,10 @@ class ColdStarts:
         return asked | {"release": release.name, "digest": release.digest} | measured
 
     async def progress(self) -> dict[str, Any]:
-        """What is under way: a large archive takes minutes to build before its start."""
+        """What is under way: a large archive takes minutes to build before its start. If nothing is: what could be started."""
         doing = self._doing
         if doing is None:
-            return {"busy": False}
+            return {"busy": False, "releases": await asyncio.to_thread(self._releases)}
         building = None
         if doing.store is not None:
             building = {"done": await asyncio.to_thread(written, doing.store), "total": doing.total}
@@ -142,6 +142,14 @@ class ColdStarts:
             "seconds": seconds,
             "progress": building,
         }
+
+    def _releases(self) -> dict[str, list[str]]:
+        """By model, newest first; empty while the store is away."""
+        store = self._tools.store
+        try:
+            return {model: store.releases(model)[::-1] for model in store.models()}
+        except WeightlessError:
+            return {}
 
     async def _measured(self, order: Order, release: Release, node: NodeSettings, doing: Doing) -> dict[str, Any]:
         async with contextlib.AsyncExitStack() as stack:

@@ -124,6 +124,10 @@ async def cold_start(request: web.Request) -> web.Response:
     return web.json_response({"model": body["model"], "release": "v1", "digest": DIGEST, **known})
 
 
+async def startable(_: web.Request) -> web.Response:
+    return web.json_response({"busy": False, "releases": {"falcon-1g": ["v1"], "falcon-tiny": ["v2", "v1"]}})
+
+
 async def baseline(request: web.Request) -> web.StreamResponse:
     if os.environ.get("FAKE_WITHOUT_BASELINE"):
         return refuse(503, "no_baseline", NO_BASELINE)
@@ -145,6 +149,7 @@ async def main() -> None:
     app = web.Application(middlewares=[keyed])
     app.add_routes([
         web.get("/status", status), web.post("/predictions/{model}", predict), web.post("/coldstart", cold_start),
+        web.get("/coldstart", startable),
         web.route("*", "/baseline/{model}", baseline),
     ])  # fmt: skip
     runner = web.AppRunner(app)

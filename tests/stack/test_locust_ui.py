@@ -22,6 +22,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
+from loadtest.coldstart import ARMS as ALL_ARMS
 from tests.browser import (
     begin,
     chromium,
@@ -30,6 +31,7 @@ from tests.browser import (
     framed_row,
     framed_theme,
     needs_browser,
+    offers,
     open_tab,
     pick_users,
     plots,
@@ -103,6 +105,16 @@ def test_from_the_start_form_to_filled_tables_and_charts(browser: WebDriver, tmp
     with fake_agent(tmp_path) as agent, locust(tmp_path, agent, *variants) as url:
         wait = begin(browser, url)
         assert browser.find_element(By.NAME, "host").get_attribute("value") == agent
+        offered = {
+            name: offers(browser, name) for name in ("model", "embeddingModel", "coldStartModel", "coldStartRelease")
+        }
+        assert offered == {
+            "model": ["auto", "falcon-tiny"],
+            "embeddingModel": ["auto", "minilm"],
+            "coldStartModel": ["auto", "falcon-1g", "falcon-tiny"],
+            "coldStartRelease": ["auto", "v1", "v2"],
+        }, "what is served, and what is published"
+        assert offers(browser, "coldStartVariants") == list(ALL_ARMS)
         shoot(browser, "locust-form")
         start(browser)
         wait.until(lambda b: table_row(b, "minilm embed"))

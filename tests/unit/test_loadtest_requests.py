@@ -86,6 +86,8 @@ def test_the_form_is_read() -> None:
     )
     assert [arm.name for arm in options.cold_start_variants] == ["slim-cold", "mar"]
     assert options.cold_start_release is None
+    assert Options.read(FORM | {"cold_start_release": "auto"}).cold_start_release is None
+    assert Options.read(FORM | {"cold_start_release": "v2"}).cold_start_release == "v2"
     again = Options.read(Namespace(**FORM | {"answer_tokens": "8", "cold_start_variants": ["tgz", "tgz"]}))
     assert again.answer_tokens == (8, 8) and [arm.name for arm in again.cold_start_variants] == ["tgz"]
 
