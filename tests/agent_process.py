@@ -98,6 +98,11 @@ class AgentProcess:
     def java(self) -> psutil.Process:
         return next(child for child in self.descendants() if "ModelServer" in " ".join(child.cmdline()))
 
+    def workers(self) -> list[psutil.Process]:
+        """The forked workers themselves: children of the zygote."""
+        found: list[psutil.Process] = psutil.Process(self.status()["zygote"]["pid"]).children()
+        return found
+
     # ---- asking it
 
     def call(
