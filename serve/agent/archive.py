@@ -1,4 +1,7 @@
-"""The slim MAR: 100 kilobytes of handler that name a release. Built by torch-model-archiver, 0.2 s.
+"""The slim MAR: 100 kilobytes of handler that name a release. Built by torch-model-archiver, 0.2 s, the first time.
+
+What differs from one release to another are two small files. The rest is kept in memory for as long as no file of it changes, so
+that a swap starts no archiver beside the workers that answer meanwhile.
 
 At its root lie minio_handler.py, tasks/ and weightless/, and a model-config.yaml that pins release and digest (or follows the
 alias) and carries the node's settings. It needs nothing else: any TorchServe 0.12 that has the store's endpoint and
@@ -6,13 +9,17 @@ credentials in its environment can serve it.
 """
 
 import asyncio
-import shutil
+import io
+import json
 import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from blake3 import blake3
 
 import weightless
 from serve.agent.settings import child_environment, python
@@ -21,6 +28,7 @@ from weightless.modelfile import NodeSettings
 from weightless.release import Release
 
 HANDLER_FILE = "minio_handler.py"
+CONFIG_FILE, MANIFEST_FILE = "model-config.yaml", "MAR-INF/MANIFEST.json"
 RETRY_WINDOW_S = (
     30  # how long TorchServe itself brings a dead worker back (after 1, 1, 2, 3, 5, 8 s); then the agent does
 )
@@ -66,6 +74,18 @@ class SlimArchive:
         }
 
 
+@dataclass(frozen=True)
+class _Base:
+    """An archive without the two files that tell one release's from another's; `manifest` is one of the two, as it was built."""
+
+    code: bytes
+    manifest: dict[str, Any]
+
+
+_BASES: dict[str, _Base] = {}  # by the digest of what lies in them, the oldest first
+_KEPT = 4
+
+
 async def build_slim(archive: SlimArchive, handler_dir: Path, destination: Path) -> int:
     """Build the archive at `destination` (replaced at once if it exists) and return its size in bytes.
 
@@ -73,21 +93,57 @@ async def build_slim(archive: SlimArchive, handler_dir: Path, destination: Path)
         SettingsError: the handler folder has no handler.
         ArchiveFailed: the archiver's own words.
     """
-    with tempfile.TemporaryDirectory(prefix="slim-") as temp:
-        stage = Path(temp) / "stage"
-        await asyncio.to_thread(_stage, stage, handler_dir)
-        config = Path(temp) / "model-config.yaml"
-        config.write_text(yaml.safe_dump(archive.config(), sort_keys=False))
+    code = await asyncio.to_thread(_read, handler_dir)
+    key = _digest(code, archive.node.requirements)
+    base = _BASES.get(key)
+    if base is None:
+        base = _BASES[key] = await _build_base(archive, code)
+        while len(_BASES) > _KEPT:
+            del _BASES[next(iter(_BASES))]
+    return await asyncio.to_thread(_complete, base, archive, destination)
+
+
+async def _build_base(archive: SlimArchive, code: Mapping[Path, bytes]) -> _Base:
+    with tempfile.TemporaryDirectory(prefix="slim-") as folder:
+        temp = Path(folder)
+        stage = (
+            temp / "stage"
+        )  # one parent for all folders that go in: the archiver flattens each extra folder by one level
+        for inside, content in code.items():
+            path = (temp if inside == Path(HANDLER_FILE) else stage) / inside
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        config = temp / CONFIG_FILE
+        config.touch()
         options = ["--config-file", str(config)]
         if archive.node.requirements:
-            requirements = Path(temp) / "requirements.txt"
+            requirements = temp / "requirements.txt"
             requirements.write_text("\n".join(archive.node.requirements) + "\n")
             options += ["--requirements-file", str(requirements)]
-        built = await archiver(
-            archive.model, archive.version, handler_dir / HANDLER_FILE, [stage], Path(temp), "default", options
-        )
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        await asyncio.to_thread(_move, built, destination)
+        built = await archiver(archive.model, archive.version, temp / HANDLER_FILE, [stage], temp, "default", options)
+        return await asyncio.to_thread(_split, built)
+
+
+def _split(built: Path) -> _Base:
+    code = io.BytesIO()
+    with zipfile.ZipFile(built) as mar, zipfile.ZipFile(code, "w") as kept:
+        for entry in mar.infolist():
+            if entry.filename not in (CONFIG_FILE, MANIFEST_FILE):
+                kept.writestr(entry, mar.read(entry))
+        manifest = json.loads(mar.read(MANIFEST_FILE))
+    return _Base(code.getvalue(), manifest)
+
+
+def _complete(base: _Base, archive: SlimArchive, destination: Path) -> int:
+    named = {"modelName": archive.model, "modelVersion": archive.version}
+    manifest = base.manifest | {"model": base.manifest["model"] | named}
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    partial = destination.with_name(f".{destination.name}.partial")
+    partial.write_bytes(base.code)
+    with zipfile.ZipFile(partial, "a", zipfile.ZIP_DEFLATED) as mar:
+        mar.writestr(CONFIG_FILE, yaml.safe_dump(archive.config(), sort_keys=False))
+        mar.writestr(MANIFEST_FILE, json.dumps(manifest, indent=2))
+    partial.replace(destination)
     return destination.stat().st_size
 
 
@@ -122,26 +178,26 @@ async def archiver(
     return next(out.iterdir())
 
 
-def _stage(stage: Path, handler_dir: Path) -> None:
-    """One parent for all folders that go in: the archiver flattens each extra folder by one level."""
+def _read(handler_dir: Path) -> dict[Path, bytes]:
+    """What goes in besides the two files of `_Base`, by its path in the archive: no caches or hidden files."""
     if not (handler_dir / HANDLER_FILE).is_file():
         raise SettingsError(f"HANDLER_DIR: required {HANDLER_FILE} in {handler_dir}, found none")
-    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
-    stage.mkdir()
-    for source in (*_helpers(handler_dir), Path(weightless.__file__).parent):
-        if source.is_dir():
-            shutil.copytree(source, stage / source.name, ignore=ignored)
-        else:
-            shutil.copy2(source, stage / source.name)
+    found = {}
+    for source in (handler_dir / HANDLER_FILE, *_helpers(handler_dir), Path(weightless.__file__).parent):
+        for path in [source] if source.is_file() else sorted(source.rglob("*")):
+            inside = path.relative_to(source.parent)
+            hidden = any(part == "__pycache__" or part[0] == "." for part in inside.parts)
+            if not hidden and path.suffix != ".pyc" and path.is_file():
+                found[inside] = path.read_bytes()
+    return found
+
+
+def _digest(code: Mapping[Path, bytes], requirements: Sequence[str]) -> str:
+    contents = [(str(path), blake3(content).hexdigest()) for path, content in code.items()]
+    return blake3(json.dumps([contents, list(requirements)]).encode()).hexdigest()
 
 
 def _helpers(handler_dir: Path) -> list[Path]:
-    """What lies beside the handler and goes along: modules and packages, no caches or hidden files."""
+    """What lies beside the handler and goes along: modules and packages."""
     beside = sorted(path for path in handler_dir.iterdir() if path.name != HANDLER_FILE and path.name[0] not in "._")
     return [path for path in beside if path.suffix == ".py" or (path / "__init__.py").is_file()]
-
-
-def _move(built: Path, destination: Path) -> None:
-    partial = destination.with_name(f".{destination.name}.partial")
-    shutil.copyfile(built, partial)
-    partial.replace(destination)
