@@ -70,7 +70,9 @@ def dispatch(options: argparse.Namespace) -> int:
         "baseline-stop": lambda: baseline.stop(setup),
         "measured": lambda: measured.publish(setup),
         "run": lambda: run.run(
-            setup, run.Wanted(words, options.service, options.folder, options.writable, options.save, options.cache)
+            setup,
+            run.Wanted(words, options.service, options.folder, options.writable, options.save, options.cache),
+            last=True,
         ),
     }
     return commands[options.command]()

@@ -1,11 +1,13 @@
 """How a command reaches the stack: the folder that a container sees, and files that come whole or not at all."""
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from local import run
+from local.config import ROOT
 from local.errors import LocalError
 
 
@@ -49,3 +51,16 @@ def test_a_file_is_saved_whole_or_not_at_all(tmp_path: Path) -> None:
     assert run._save([sys.executable, "-c", "print('half'); raise SystemExit(3)"], {}, target) == 3
     assert target.read_text() == "whole\n"
     assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"), [(["--help"], 0, "rollback"), (["no-such-command"], 2, "No such command")]
+)
+def test_a_commands_words_and_its_status_arrive_as_from_a_process_of_its_own(
+    words: list[str], status: int, said: str, tmp_path: Path
+) -> None:
+    argv = [sys.executable, "-m", "local", "run", "--", "-m", "commands", *words]
+    env = {"ENGINE": "local", "RUN_DIR": str(tmp_path), "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == status, done.stderr
+    assert said in done.stdout + done.stderr
