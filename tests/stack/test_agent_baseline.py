@@ -1,6 +1,7 @@
 """Cold starts as the load test orders them: embedded archives on a stock TorchServe and on the node, one more worker, a slower
 network, files read from the disk; and an embedded model that is held for requests."""
 
+import json
 import os
 import subprocess
 import sys
@@ -108,6 +109,32 @@ def test_an_embedded_archive_is_built_once_started_and_taken_away(
     copies = found["disk_bytes"] - found["archive_bytes"]
     assert (copies > release.content.size * 0.9) is (variant != "no-archive"), found
     assert left_registered(agent, baseline) == []
+
+
+def test_what_the_baseline_says_it_takes_is_what_its_processes_take(
+    agent: AgentProcess, release: Release, baseline: dict[str, str]
+) -> None:
+    """In another container nobody else could look; here the test reads the same processes itself."""
+    assert agent.call("PUT", "/baseline/falcon-tiny", {}, timeout=250).status == 200
+    try:
+        with urllib.request.urlopen(f"{baseline['BASELINE_MANAGEMENT_URL']}/models") as answer:
+            (name,) = [model["modelName"] for model in json.load(answer)["models"]]
+        with urllib.request.urlopen(f"{baseline['BASELINE_MANAGEMENT_URL']}/models/{name}") as answer:
+            (worker,) = json.load(answer)[0]["workers"]
+        pid = worker["pid"]
+        asked = f"{baseline['BASELINE_USAGE_URL']}/usage?workers={pid},{os.getpid()}&disk=1"
+        with urllib.request.urlopen(asked) as answer:
+            found = json.load(answer)
+        assert list(found["workers"]) == [str(pid)], "nobody is told of processes that are not the baseline's"
+        maps = Path(f"/proc/{pid}/smaps").read_text().splitlines()
+        held = sum(int(line.split()[1]) for line in maps if line.startswith("Pss:")) * 1024
+        assert found["workers"][str(pid)]["memory"] == pytest.approx(held, rel=0.1)
+        assert found["server"] > 50 << 20, "Java alone"
+        folder = Path(found["workers"][str(pid)]["folder"]).resolve()
+        assert found["workers"][str(pid)]["disk"] >= release.content.size, "the weights lie in its folder"
+        assert folder == Path(f"/proc/{pid}/cwd").resolve()
+    finally:
+        agent.call("DELETE", "/baseline/falcon-tiny")
 
 
 def test_one_more_worker_takes_nothing_from_the_store(agent: AgentProcess, release: Release) -> None:
