@@ -1,8 +1,8 @@
 """The environment of a load test, read once."""
 
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import AnyHttpUrl, Field, model_validator
+from pydantic import AnyHttpUrl, Field
 
 from weightless.settings import ApiKeySettings
 
@@ -12,12 +12,6 @@ class LoadtestSettings(ApiKeySettings):
 
     agent_url: AnyHttpUrl = AnyHttpUrl("http://127.0.0.1:8080")
     locust_port: Annotated[int, Field(ge=1, le=65535)] = 8089
-
-    @model_validator(mode="after")
-    def _one_key(self) -> Self:
-        if self.api_key is not None and self.api_key_file is not None:
-            raise ValueError("required one of API_KEY and API_KEY_FILE, found both")
-        return self
 
     @property
     def url(self) -> str:

@@ -109,7 +109,7 @@ def make_link(path: Path, target: str) -> None:
 
 def write_manifest(folder: Path, release: Release, mode: int) -> None:
     document = {"manifest_version": release.manifest_version, "manifest": json.loads(release.to_json())}
-    (folder / MANIFEST).write_text(json.dumps(document, ensure_ascii=False))
+    (folder / MANIFEST).write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
     (folder / MANIFEST).chmod(mode)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from seeding.mc import ALIAS, Mc
 from weightless.publish import Upload
 
+_AT_ONCE = 500  # keys for one program, whose arguments are bounded
+
 
 class McUploader:
     """Uploads with `mc cp`, which has parts of a large file, and several small files, on their way at a time.
@@ -43,8 +45,8 @@ class McUploader:
 
     def hide(self, keys: Sequence[str]) -> None:
         """Take keys out of the bucket's listing. Their versions stay, and with them every release."""
-        if keys:
-            self._mc.run("rm", *(f"{self._bucket}/{key}" for key in keys))
+        for first in range(0, len(keys), _AT_ONCE):
+            self._mc.run("rm", *(f"{self._bucket}/{key}" for key in keys[first : first + _AT_ONCE]))
 
     def show(self, key: str, version_id: str) -> None:
         """Let a key show what an older version of it holds: a copy made inside the store."""

@@ -28,6 +28,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from serve.agent.desired import Wanted
 from serve.agent.lane import Lane, Served
@@ -40,6 +41,7 @@ from weightless.release import Alias, Release
 
 log = logging.getLogger(__name__)
 
+_UNREGISTER_S = 60.0  # for others to be gone first, which may be waiting for this one
 _MAX_RETIRING = 2  # old versions draining at once; a third rollout waits, or memory would fill with releases
 
 
@@ -65,6 +67,7 @@ class Controller:
         self._versions: dict[str, int] = {}
         self._wake = asyncio.Event()
         self._retiring: set[asyncio.Task[None]] = set()
+        self._starting: asyncio.Task[Target] | None = None  # the rollout under way
 
     # ---- what others tell it
 
@@ -273,7 +276,7 @@ class Controller:
         rollout = Rollout(self._tools, wanted, self.route, version, self._retire, switch, known)
         async with self._slots:
             lane.rollout = rollout
-            work = asyncio.create_task(rollout.run())
+            self._starting = work = asyncio.create_task(rollout.run())
             try:
                 if not await self._undisturbed(work, lambda: still() and life == self._life) or life != self._life:
                     self._metrics.rollout(self.model, "superseded")
@@ -284,7 +287,7 @@ class Controller:
                 self._metrics.rollout(self.model, "refused")
                 return _ours(error)
             finally:
-                lane.rollout = None
+                lane.rollout = self._starting = None
                 work.cancel()
                 if (
                     self.route.current is None and self.current.served is not None
@@ -361,7 +364,11 @@ class Controller:
         (self._tools.settings.model_store / f"{old.model}--{old.version}.mar").unlink(missing_ok=True)
 
     async def _unregister(self, old: Target) -> None:
-        """TorchServe lets its default version go last, so another is made that; where none stays, the others must be gone first."""
+        """TorchServe lets its default version go last, so another is made that; where none stays, the others must be gone first.
+
+        One that is starting comes to stay, or goes by itself: it is waited for, unless it waits for this (`recreate`).
+        """
+        until = asyncio.get_running_loop().time() + _UNREGISTER_S
         while True:
             current = self.route.current
             if current is not None and current is not old:
@@ -370,10 +377,14 @@ class Controller:
                 await self._tools.management.unregister(old.model, old.version)
                 return
             except ManagementError:
-                others = self._retiring - {asyncio.current_task()}
+                left = until - asyncio.get_running_loop().time()
+                others: set[asyncio.Task[Any]] = self._retiring - {asyncio.current_task()} if left > 0 else set()
+                rollout = self.current.rollout
+                if self._starting is not None and rollout is not None and rollout.step is not Step.TAKE_AWAY:
+                    others.add(self._starting)
                 if not others:
                     raise
-                await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(others, timeout=max(left, 1.0), return_when=asyncio.FIRST_COMPLETED)
 
     def _next_version(self, release: str) -> str:
         count = self._versions[release] = self._versions.get(release, 0) + 1

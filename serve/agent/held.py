@@ -55,8 +55,10 @@ class Held:
         except (ValueError, TypeError) as error:
             raise invalid("body", f"required a JSON object, found: {error}") from None
         form = wanted["variant"]
-        if form not in FORMS:
+        if not isinstance(form, str) or form not in FORMS:
             raise invalid("variant", f"required one of {', '.join(FORMS)}, found {form!r:.40}")
+        if not isinstance(wanted["release"], str | None):
+            raise invalid("release", f"required the name of a release, found {wanted['release']!r:.40}")
         async with self._one:
             release = await asyncio.to_thread(self._forms.release, model, wanted["release"])
             if self._held.get(model) != (release, form) or not await self._registered(baseline, model, release):

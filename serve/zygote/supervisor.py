@@ -27,6 +27,7 @@ MAX_SOCKET_PATH = 107  # bytes; sun_path of Linux, less its NUL
 BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 HEALTHY_S = 60.0  # a zygote that lived this long begins the backoff anew
 STOP_S = 5.0
+_LONGEST_LINE = 1 << 20  # bytes; asyncio's own limit is 64 KiB, which a package may print at once
 BEAT_S = 10.0  # between two questions whether it lives
 STUCK_S = 30.0  # without a word since a question: longer than a machine under load keeps it from answering
 
@@ -140,7 +141,7 @@ class Zygote:
         try:
             # -m finds the package in its working directory, whatever PYTHONPATH says.
             process = await asyncio.create_subprocess_exec(
-                *command, stdin=pipe, stdout=pipe, env=environment, cwd=CHECKOUT
+                *command, stdin=pipe, stdout=pipe, env=environment, cwd=CHECKOUT, limit=_LONGEST_LINE
             )
         except OSError as error:
             return f"cannot start {self.python}: {error}"
@@ -150,10 +151,13 @@ class Zygote:
         watch = asyncio.create_task(self._watch(process), name="zygote's heartbeat")
         try:
             assert process.stdout is not None
-            async for line in process.stdout:
-                self._heard = asyncio.get_running_loop().time()
-                failure = self._note(line) or failure
-            code = await process.wait()
+            try:
+                async for line in process.stdout:
+                    self._heard = asyncio.get_running_loop().time()
+                    failure = self._note(line) or failure
+                code = await process.wait()
+            except ValueError:  # of asyncio, for a line without an end
+                return f"a package that it imports printed a line of more than {_LONGEST_LINE >> 20} MiB"
         finally:
             self._process = None
             watch.cancel()

@@ -136,3 +136,21 @@ def test_abort_ends_a_read_in_another_thread(buffer: memoryview) -> None:
     reader.join(5)
     waiting.set()
     assert got == [0]
+
+
+def test_a_head_that_comes_a_byte_at_a_time_is_given_up() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    gone = threading.Event()
+
+    def dribble() -> None:
+        client, _ = listener.accept()
+        with client:
+            while not gone.wait(0.05):
+                client.sendall(b"H")
+
+    threading.Thread(target=dribble, daemon=True).start()
+    connection = HttpConnection("127.0.0.1", listener.getsockname()[1], 0.3, None)
+    with pytest.raises(TimeoutError):
+        ask(connection, "/", {})
+    gone.set()
+    connection.close()

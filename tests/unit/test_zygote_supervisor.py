@@ -91,6 +91,18 @@ def test_one_that_cannot_import_is_failed_says_why_and_is_tried_again(tmp_path: 
     assert supervised(tmp_path, body).status.restarts >= 1
 
 
+def test_a_package_that_prints_a_long_line_ends_nothing_and_one_without_an_end_is_said(tmp_path: Path) -> None:
+    async def body(zygote: Zygote, workers: ZygoteProcess) -> None:
+        package = workers.script.with_name("torch_handler").joinpath("base_handler.py")
+        package.write_text("print('x' * (3 << 20), flush=True)")
+        assert not await zygote.ready()
+        assert str(zygote.status.reason).startswith("a package that it imports printed a line of more than 1 MiB")
+        package.write_text("print('x' * (200 << 10), flush=True)")
+        await until(lambda: zygote.status.state == "running", "a try that succeeds")
+
+    assert supervised(tmp_path, body).status.restarts >= 1
+
+
 def test_deaths_in_a_row_are_answered_more_and_more_slowly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.zygote.supervisor.BACKOFF_S", (0.0, 0.0, 60.0))
 

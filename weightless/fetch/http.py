@@ -7,6 +7,7 @@ head is read with what comes behind it, in one call: for a small object that is 
 import contextlib
 import socket
 import ssl
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -107,10 +108,12 @@ class HttpConnection:
     def _read_head(self) -> Head:
         if self._socket is None:
             raise ConnectionError("the connection was closed")
-        read = self._ahead
+        read, began = self._ahead, time.monotonic()
         while (end := read.find(b"\r\n\r\n", 0, _MAX_HEAD)) < 0:
             if len(read) >= _MAX_HEAD:
                 raise BadAnswer(f"required a head of at most {_MAX_HEAD} bytes, found more")
+            if time.monotonic() - began > self._timeout:
+                raise TimeoutError  # the socket's own notices silence; this, a byte now and then
             more = self._socket.recv(_READ)
             if not more:
                 raise BadAnswer(f"the connection was closed in the middle of an answer's head: {read[:80]!r}")

@@ -229,9 +229,10 @@ class Connection:
     def _error_text(self, head: Head) -> str:
         """The body of a refusal, if it comes and says how long it is: the status alone says enough."""
         buffer, got = memoryview(bytearray(_MAX_ERROR_BODY)), 0
+        until = time.monotonic() + self._stall_seconds
         want = min(head.length or 0, _MAX_ERROR_BODY)
         with contextlib.suppress(OSError, ValueError):
-            while got < want and (count := self._http.readinto(buffer[got:want])):
+            while got < want and time.monotonic() < until and (count := self._http.readinto(buffer[got:want])):
                 got += count
         return bytes(buffer[:got]).decode(errors="replace")
 
