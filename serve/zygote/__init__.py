@@ -15,6 +15,7 @@ protocol    the messages on the socket, and why the worker can neither run unsee
 zygote      the loop that imports, accepts and forks
 fitness     which starts must be left to a new interpreter
 worker      what the fork does to be indistinguishable from a stock worker
+compiled    what forks import, compiled once
 imports     what to import for the tasks and architectures that are served
 supervisor  the part that lives in the agent
 """

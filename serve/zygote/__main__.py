@@ -8,7 +8,7 @@ from pathlib import Path
 
 import setproctitle
 
-from serve.zygote import worker
+from serve.zygote import compiled, worker
 from serve.zygote.fitness import pythonpath
 from serve.zygote.zygote import BACKLOG, Zygote
 
@@ -43,11 +43,13 @@ def prepare(path: Path) -> Zygote:
 
 def main() -> None:
     zygote = prepare(Path(sys.argv[1]))
+    code = compiled.empty(Path(f"{sys.argv[1]}.code").absolute())
     zygote.begin(sys.argv[2:])
     start = zygote.serve()
     zygote.close()
     signal.signal(signal.SIGINT, zygote.on_interrupt)
     worker.become(start, zygote.base_path, zygote.set_by_imports)
+    compiled.keep_in(code)
     worker.run(start)
 
 

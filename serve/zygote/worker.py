@@ -20,7 +20,10 @@ from serve.zygote.protocol import Start
 PR_SET_PDEATHSIG = 1
 # Forgotten in the fork, where `serve` may be a model's own. By name: to search sys.modules writes to every name's reference
 # count, and so copies their pages.
-OURS = ("serve", *(f"serve.zygote{name}" for name in ("", ".fitness", ".imports", ".protocol", ".worker", ".zygote")))
+OURS = (
+    "serve",
+    *(f"serve.zygote{name}" for name in ("", ".compiled", ".fitness", ".imports", ".protocol", ".worker", ".zygote")),
+)
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 

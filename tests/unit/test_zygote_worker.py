@@ -115,6 +115,30 @@ def test_an_edited_handler_is_used_at_the_next_start(tmp_path: Path, zygote: Zyg
         assert done.stdout.decode().split() == [which] * 3 + [str(zygote.process.pid)], done.stderr
 
 
+def test_a_module_is_compiled_once_wherever_it_lies(tmp_path: Path, zygote: ZygoteProcess) -> None:
+    """Each registration unpacks its archive to a new path: to compile it there each time is a sixth of a warm start. What is
+    taken from an earlier one must say where it lies now, and an edit of equal length must not be missed."""
+    kept = Path(f"{zygote.socket}.code")
+    code = "import inner\nprint(inner.where.__code__.co_filename, inner.where())"
+
+    def started(name: str, word: str) -> int:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "inner.py").write_text(f"def where():\n    return {word!r}\n")
+        found = zygote.run(code, environment={"PYTHONPATH": f"{zygote.environment['PYTHONPATH']}:{folder}:"})
+        assert found.stdout.decode().split() == [str(folder / "inner.py"), word], found.stderr
+        return len(list(kept.iterdir()))
+
+    after_one = started("one", "first")
+    after_two = started("two", "first")
+    after_edit = started("three", "other")
+    assert after_two == after_one
+    assert after_edit == after_one + 1
+    for file in kept.iterdir():
+        file.write_bytes(b"cut")
+    started("four", "first")
+
+
 @pytest.mark.parametrize(
     ("code", "expected"),
     [

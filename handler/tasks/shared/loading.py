@@ -7,7 +7,6 @@ where a conversion to float32 takes 2 to 3 s and 1.8 GB.
 import json
 import logging
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -127,22 +126,6 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     return transformers.AutoTokenizer.from_pretrained(
         folder, trust_remote_code=trust_remote_code, local_files_only=True
     )
-
-
-def load_both(folder: Path, placement: Placement, trust_remote_code: bool, suffix: str, auto: str) -> tuple[Any, Any]:
-    """The model and the folder's tokenizer, side by side; arguments and errors as `load_model` has them.
-
-    Of falcon-1g's load half of the processor time is reading 65,024 tokens, most of it in Rust without the interpreter's lock.
-    """
-    # The imports come first: of two threads that import what imports each other, one may find a module half made.
-    _ = transformers.AutoTokenizer
-    config = read_json_file(folder / "config.json")
-    if config is not None:
-        _model_class(config, trust_remote_code, suffix, auto)
-    with ThreadPoolExecutor(1, "tokenizer") as beside:
-        reading = beside.submit(load_tokenizer, folder, trust_remote_code)
-        model = load_model(folder, placement, trust_remote_code, suffix, auto)
-        return model, reading.result()
 
 
 def context_length(config: Any) -> int | None:
