@@ -320,6 +320,19 @@ def test_nothing_stays_registered_when_a_model_with_a_canary_is_removed(model: O
     assert model.node.versions == {}
 
 
+def test_a_removed_version_that_drains_is_unregistered_though_its_model_is_starting_again(model: OneModel) -> None:
+    """TorchServe refuses to let its default version go while another is there, and this one answers nobody yet."""
+    model.clients(25.0, None, 1)
+    model.remove_alias()
+    model.turns("v2", "hangs")
+    model.passes(NODE.response_timeout_s - 2)
+    model.promote("v2", then=5)
+    assert set(model.node.versions) == {"v1", "v2"}, "v1's time is up, and v2 is not READY"
+    model.turns("v2", None)
+    model.passes(60)
+    assert list(model.node.versions) == ["v2.2"]
+
+
 def test_a_retry_during_the_start_of_a_canary_is_not_forgotten(model: OneModel) -> None:
     model.turns("v2", "smoke")
     model.promote("v2", then=10)
