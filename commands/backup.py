@@ -1,12 +1,13 @@
-"""All releases with their files and histories into a folder, and back: the same names, contents and digests.
+"""All releases with their files and histories into a folder, and back: the same names, contents, digests and running canaries.
 
 The folder is laid out as a node's cache is, so each content lies in it once, a second backup brings only what is new, and a
 node could use it as its CACHE_DIR. Object versions belong to one store; `restore` writes manifests that name the new ones.
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import typer
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,7 +23,7 @@ from weightless.cache import NodeCache
 from weightless.errors import Conflict, InvalidFolder, NotFound
 from weightless.fetch import fetch_release
 from weightless.publish import Source, publish_release
-from weightless.release import Alias, Release
+from weightless.release import Alias, Canary, Release
 from weightless.settings import CacheSettings, FetchSettings, StoreSettings
 from weightless.store import Store
 
@@ -35,12 +36,26 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Trial(_Frozen):
+    """A canary beside the release that was served."""
+
+    release: str
+    percent: int
+
+
 class Event(_Frozen):
     """One value of an alias."""
 
     at: str
     release: str
     by: str | None
+    canary: Trial | None = None
+
+    @classmethod
+    def of(cls, at: datetime, alias: Alias) -> Self:
+        """What the alias said from then on."""
+        tried = alias.canary and Trial(release=alias.canary.release, percent=alias.canary.percent)
+        return cls(at=at.isoformat(), release=alias.release, by=alias.by, canary=tried)
 
 
 class Model(_Frozen):
@@ -110,11 +125,7 @@ def _digests(releases: list[Release]) -> dict[str, str]:
 
 
 def _history(store: Store, model: str) -> tuple[Event, ...]:
-    return tuple(
-        Event(at=entry.modified.isoformat(), release=entry.alias.release, by=entry.alias.by)
-        for entry in reversed(store.alias_history(model))
-        if entry.alias
-    )
+    return tuple(Event.of(entry.modified, entry.alias) for entry in reversed(store.alias_history(model)) if entry.alias)
 
 
 def _write(path: Path, index: Index) -> None:
@@ -217,13 +228,19 @@ def _plan(store: Store, held: NodeCache, index: Index) -> Plan:
 
 def _point(store: Store, model: str, entry: Model) -> bool:
     """Write the alias's history anew where there is no alias, or where a restore was cut off in it; True if it was done."""
-    wanted = [(event.release, f"{event.by or 'unknown'} (restored)") for event in entry.history]
-    wanted = [(release, by) for release, by in wanted if release in entry.releases]
+    wanted = [_restored(event, entry.releases) for event in entry.history if event.release in entry.releases]
     if store.alias(model) is not None:
-        written = [(one.alias.release, one.alias.by) for one in reversed(store.alias_history(model)) if one.alias]
+        written = [event.model_copy(update={"at": ""}) for event in _history(store, model)]
         if written != wanted[: len(written)]:
             return False
         wanted = wanted[len(written) :]
-    for release, by in wanted:
-        store.put_alias(model, Alias.of(store.release(model, release), by), store.alias(model))
+    for event in wanted:
+        tried = event.canary and Canary.of(store.release(model, event.canary.release), event.canary.percent)
+        store.put_alias(model, Alias.of(store.release(model, event.release), event.by, tried), store.alias(model))
     return bool(wanted)
+
+
+def _restored(event: Event, releases: dict[str, str]) -> Event:
+    """The value that is written for an event, whenever that is; a canary that was pruned since is none."""
+    tried = event.canary if event.canary and event.canary.release in releases else None
+    return Event(at="", release=event.release, by=f"{event.by or 'unknown'} (restored)", canary=tried)

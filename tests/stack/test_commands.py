@@ -300,6 +300,25 @@ def test_a_backup_brings_back_the_same_releases_into_an_empty_store(
     assert again.out == "restored 0 releases (2 were there already) and 0 aliases\n"
 
 
+def test_a_running_canary_comes_back_with_the_release_beside_it(
+    minio_server: MinioServer, two: tuple[Release, Release], tmp_path: Path
+) -> None:
+    run(minio_server, "canary", "tiny", "v2", "--percent", "10", "--no-wait")
+    run(minio_server, "canary", "tiny", "v2", "--percent", "25", "--no-wait")
+    assert run(minio_server, "backup", str(tmp_path / "saved")).status == 0
+    minio_server.clean()
+    assert run(minio_server, "restore", str(tmp_path / "saved"), "--json").json["aliases"] == ["tiny"]
+    store = minio_server.store()
+    now = store.alias("tiny")
+    assert now is not None and now.alias is not None and now.alias.canary is not None
+    assert (now.alias.release, now.alias.canary.release, now.alias.canary.percent) == ("v1", "v2", 25)
+    tried = now.alias.canary
+    assert store.release("tiny", "v2", tried.manifest_version, tried.digest).digest == two[1].digest
+    events = run(minio_server, "history", "tiny", "--json").json
+    assert [event["canary"] and event["canary"]["percent"] for event in events] == [25, 10, None]
+    assert run(minio_server, "restore", str(tmp_path / "saved"), "--json").json == {"releases": [], "aliases": []}
+
+
 def test_a_restore_leaves_the_alias_that_is_there(
     minio_server: MinioServer, two: tuple[Release, Release], tmp_path: Path
 ) -> None:
