@@ -54,8 +54,9 @@ class Event(_Frozen):
     @classmethod
     def of(cls, at: datetime, alias: Alias) -> Self:
         """What the alias said from then on."""
-        tried = alias.canary and Trial(release=alias.canary.release, percent=alias.canary.percent)
-        return cls(at=at.isoformat(), release=alias.release, by=alias.by, canary=tried)
+        tried = alias.canary
+        canary = Trial(release=tried.release, percent=tried.percent) if tried else None
+        return cls(at=at.isoformat(), release=alias.release, by=alias.by, canary=canary)
 
 
 class Model(_Frozen):
@@ -235,8 +236,9 @@ def _point(store: Store, model: str, entry: Model) -> bool:
             return False
         wanted = wanted[len(written) :]
     for event in wanted:
-        tried = event.canary and Canary.of(store.release(model, event.canary.release), event.canary.percent)
-        store.put_alias(model, Alias.of(store.release(model, event.release), event.by, tried), store.alias(model))
+        tried = event.canary
+        canary = Canary.of(store.release(model, tried.release), tried.percent) if tried else None
+        store.put_alias(model, Alias.of(store.release(model, event.release), event.by, canary), store.alias(model))
     return bool(wanted)
 
 
