@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.services import MinioServer
-from weightless.digests import hash_file
+from weightless.digests import Hasher
 from weightless.release import Alias, Content, FileEntry, Location, Release, ReleaseSettings
 
 
@@ -16,9 +16,11 @@ def publish(
     files, versions = [], {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
-        digests = hash_file(path)
+        hasher, body = Hasher(), path.read_bytes()
+        hasher.update(body)
+        digests = hasher.digests()
         files.append(FileEntry(path=name, size=digests.size, blake3=digests.blake3, sha256=digests.sha256))
-        versions[f"{model}/{name}"] = server.put("models", f"{model}/{name}", path.read_bytes())
+        versions[f"{model}/{name}"] = server.put("models", f"{model}/{name}", body)
     content = Content(
         model=model,
         created="2026-11-22T16:10:03Z",

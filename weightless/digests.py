@@ -38,15 +38,15 @@ class Hasher:
         return Digests(self._size, self._blake3.hexdigest(), self._sha256.hexdigest())
 
 
-def hash_file(path: Path, read: Callable[[int], None] | None = None) -> Digests:
-    """Both digests of a file; `read` is told the bytes of each chunk. InvalidFolder when it cannot be read."""
-    hasher, buffer = Hasher(), memoryview(bytearray(_CHUNK))
+def blake3_of_file(path: Path, read: Callable[[int], None] | None = None) -> str:
+    """The BLAKE3 of a file in hex; `read` is told the bytes of each chunk. InvalidFolder when it cannot be read."""
+    digest, buffer = blake3.blake3(), memoryview(bytearray(_CHUNK))
     try:
         with path.open("rb", buffering=0) as file:
             while count := file.readinto(buffer):
-                hasher.update(buffer[:count])
+                digest.update(buffer[:count])
                 if read is not None:
                     read(count)
     except OSError as error:
         raise InvalidFolder(f"{path}: required a readable file, found: {error.strerror}") from error
-    return hasher.digests()
+    return digest.hexdigest()

@@ -1,8 +1,9 @@
 """Publication: how a folder becomes a release, so that no wrong or mixed folder ever can.
 
 Hash the source → upload what the bucket does not hold with that digest → read each object back by version and take the
-version whose digest matches → write the manifest, which must not exist yet → move the alias, last. Who else writes at
-the same time, and where this process is killed, does not matter: a release names object versions, and each of them has
+version whose digest matches → write the manifest, which must not exist yet → move the alias, last. The source is hashed by
+BLAKE3 alone; the SHA-256 of a release is that of the object version, read once for both. Who else writes at the same time,
+and where this process is killed, does not matter: a release names object versions, and each of them has
 been read. How bytes get into the bucket is the caller's: `upload` is a callable.
 """
 
@@ -15,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from weightless.digests import Digests, hash_file
+from weightless.digests import Digests, blake3_of_file
 from weightless.errors import Conflict, InvalidRelease, StoreError, VerificationFailed
-from weightless.fetch import holds, read_back
+from weightless.fetch import read_back
 from weightless.paths import checked_path, release_number
 from weightless.release import Alias, Content, FileEntry, Location, Release, ReleaseSettings
 from weightless.store import ObjectVersion, Store
@@ -241,44 +242,47 @@ class _Securing:
         with ThreadPoolExecutor(2, "hash") as pool:
             hashing = {path: pool.submit(self._hash, path) for path in batch}
             self._upload(fresh)
-            digests = {path: future.result() for path, future in hashing.items()}
-        versions: dict[str, str] = {}
+            wanted = {path: future.result() for path, future in hashing.items()}
+        placed: dict[str, tuple[FileEntry, str]] = {}
         for path in set(batch) - set(fresh):
-            found = self._find(path, digests[path], self._candidates(path, sizes[path]))
+            found = self._find(path, wanted[path], self._candidates(path, sizes[path]))
             if found is not None:
-                versions[path] = found
+                placed[path] = found
                 self.progress("upload", sizes[path])
-        self._upload([path for path in batch if path not in versions and path not in fresh])
-        versions |= self._arrived({path: digests[path] for path in batch if path not in versions})
-        return [(_entry(path, digests[path]), versions[path]) for path in batch]
+        self._upload([path for path in batch if path not in placed and path not in fresh])
+        placed |= self._arrived({path: wanted[path] for path in batch if path not in placed})
+        return [placed[path] for path in batch]
 
-    def _arrived(self, uploaded: Mapping[str, Digests]) -> dict[str, str]:
+    def _arrived(self, uploaded: Mapping[str, str]) -> dict[str, tuple[FileEntry, str]]:
         """The object versions that uploads made, each read back: among versions that were not there before."""
         listed = _by_key(self.store.object_versions(self.model)) if uploaded else {}
-        versions = {}
-        for path, digests in uploaded.items():
+        placed = {}
+        for path, wanted in uploaded.items():
             key = self._key(path)
             before = {version.version_id for version in self.holdings.versions.get(key, ())}
             new = [version for version in listed.get(key, ()) if version.version_id not in before]
-            found = self._find(path, digests, new)
+            found = self._find(path, wanted, new)
             if found is None:
                 raise VerificationFailed(
-                    f"{key}: required an object version with BLAKE3 {digests.blake3} after the upload, found none among "
+                    f"{key}: required an object version with BLAKE3 {wanted} after the upload, found none among "
                     f"{len(new)} new ones; was the file changed meanwhile? Nothing was published; seed again"
                 )
-            versions[path] = found
-        return versions
+            placed[path] = found
+        return placed
 
-    def _find(self, path: str, digests: Digests, candidates: Sequence[ObjectVersion]) -> str | None:
-        """The version with these digests: one that a release knows, or the newest whose bytes, read now, have them."""
-        key = self._key(path)
+    def _find(self, path: str, wanted: str, candidates: Sequence[ObjectVersion]) -> tuple[FileEntry, str] | None:
+        """The version with this BLAKE3: one that a release knows, or the newest whose bytes, read now, have it.
+
+        The release's SHA-256 is that of those very bytes: a second pass over the file might find others by then.
+        """
+        key, size = self._key(path), self.source.paths[path]
         unknown = []
         for version in candidates:
             known = self.holdings.known.get((key, version.version_id))
-            if known == digests:
-                self.progress("verify", digests.size)
-                return version.version_id
-            if known is None and version.size == digests.size:
+            if known is not None and (known.size, known.blake3) == (size, wanted):
+                self.progress("verify", size)
+                return _entry(path, known), version.version_id
+            if known is None and version.size == size:
                 unknown.append(version)
         for version in unknown:
             read: list[int] = []
@@ -287,8 +291,9 @@ class _Securing:
                 read.append(count)
                 self.progress("verify", count)
 
-            if holds(self.store, key, version.version_id, digests, read=told):
-                return version.version_id
+            found = read_back(self.store, key, version.version_id, read=told)
+            if (found.size, found.blake3) == (size, wanted):
+                return _entry(path, found), version.version_id
             self.progress("verify", -sum(read))
         return None
 
@@ -300,8 +305,8 @@ class _Securing:
         with self._lock:
             self.uploaded += sum(file.size for file in files)
 
-    def _hash(self, path: str) -> Digests:
-        return hash_file(self.source.root / path, lambda count: self.progress("hash", count))
+    def _hash(self, path: str) -> str:
+        return blake3_of_file(self.source.root / path, lambda count: self.progress("hash", count))
 
     def _candidates(self, path: str, size: int) -> list[ObjectVersion]:
         return [version for version in self.holdings.versions.get(self._key(path), ()) if version.size == size]
@@ -341,7 +346,7 @@ def _write(
             break
         except Conflict:  # somebody else published at the same time: perhaps this very folder
             holdings = Holdings.of(store, model)
-    if not Holdings.of(store, model).complete(release):
+    if not Holdings([], {}, _by_key(store.object_versions(model))).complete(release):
         raise StoreError(
             f"release {release.name} of {model}: object versions that it names were deleted while it was published; seed again "
             "when nobody prunes"

@@ -208,6 +208,26 @@ def test_what_did_not_arrive_as_it_was_hashed_is_not_published(
     assert store.serving(MODEL).name == "v1"
 
 
+def test_both_digests_of_a_release_are_those_of_its_bytes_whatever_becomes_of_the_source(
+    minio_server: MinioServer, store: Store, folder: Path
+) -> None:
+    publish(minio_server, folder)
+    change(folder / SHARD)
+    meant = contents(folder)
+
+    def changing(upload: Uploader) -> Uploader:
+        def run(files: Sequence[Upload], moved: Callable[[int], None]) -> None:
+            upload(files, moved)
+            (folder / SHARD).write_bytes(b"x" * len(meant[SHARD]))
+
+        return run
+
+    release = publish(minio_server, folder, changing).release
+    assert held(store, release) == meant
+    for file in release.content.files:
+        assert file.sha256 == hashlib.sha256(meant[file.path]).hexdigest(), f"{file.path}: of other bytes"
+
+
 def test_one_failed_upload_stops_all_and_says_why(minio_server: MinioServer, store: Store, folder: Path) -> None:
     def refusing(upload: Uploader) -> Uploader:
         def refuse(files: Sequence[Upload], moved: Callable[[int], None]) -> None:

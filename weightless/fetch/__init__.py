@@ -6,7 +6,7 @@ Where the time goes is in docs/performance.md.
 
 from weightless.digests import Digests
 from weightless.fetch.fetch import FetchResult, fetch_release
-from weightless.fetch.readback import holds, read_back
+from weightless.fetch.readback import read_back
 from weightless.fetch.transfer import Progress
 
-__all__ = ["Digests", "FetchResult", "Progress", "fetch_release", "holds", "read_back"]
+__all__ = ["Digests", "FetchResult", "Progress", "fetch_release", "read_back"]

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import tenacity
-from blake3 import blake3
 
 from weightless.digests import Digests, Hasher
 from weightless.errors import FetchFailed
@@ -33,18 +32,6 @@ def read_back(
     hasher = Hasher()
     _stream(store, (bucket or store.settings.models_bucket, key, version_id), settings, hasher.update, read)
     return hasher.digests()
-
-
-def holds(
-    store: Store, key: str, version_id: str, wanted: Digests, *, read: Callable[[int], None] | None = None
-) -> bool:
-    """Whether an object version of the bucket of models has these bytes: by BLAKE3, a third of the work of both digests.
-
-    `read` and errors as in `read_back`.
-    """
-    hasher = blake3()
-    _stream(store, (store.settings.models_bucket, key, version_id), None, hasher.update, read)
-    return bool(hasher.hexdigest() == wanted.blake3)
 
 
 def _stream(
