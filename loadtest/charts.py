@@ -19,7 +19,7 @@ COLOURS = ("#4c78d8", "#3fa34d", "#d9534f", "#a56cc1", "#e69f00", "#17becf", "#a
 REST, FIRST = "#9aa3b0", "#6b7c93"
 IN_ORDER = ("register", "start", "resolve", "fetch", "link", "import", "load")
 MARGIN = {"t": 20, "r": 30, "b": 50}
-TICKS = [n * 10**power for power in range(-2, 4) for n in (1, 2, 5)]  # of a logarithmic axis
+TICKS = [n * 10**power for power in range(-2, 4) for n in (1, 2, 3, 5, 7)]  # of a logarithmic axis
 LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"}
 
 
