@@ -123,7 +123,7 @@ def test_a_connection_that_dribbles_counts_as_stalled(
     release, cache = release_of(minio_server, "m", files), cache_at(tmp_path / "cache")
     toxiproxy.add("slicer", average_size=100, size_variation=1, delay=200_000)  # 500 bytes a second, never silent
     with after_warning("stalled at less than", toxiproxy.clear) as warned:
-        fetch(minio_server.settings_at(toxiproxy.endpoint), cache, release)
+        fetch(minio_server.settings_at(toxiproxy.endpoint), cache, release, fetch_stall_seconds=5)  # its head takes 2 s
         assert warned.is_set()
     assert holds(cache, release, files)
 

@@ -150,7 +150,7 @@ def test_a_head_that_comes_a_byte_at_a_time_is_given_up() -> None:
 
     threading.Thread(target=dribble, daemon=True).start()
     connection = HttpConnection("127.0.0.1", listener.getsockname()[1], 0.3, None)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(BadAnswer, match=r"within 0\.3 s, found \d+ bytes"):
         ask(connection, "/", {})
     gone.set()
     connection.close()

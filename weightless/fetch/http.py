@@ -113,7 +113,8 @@ class HttpConnection:
             if len(read) >= _MAX_HEAD:
                 raise BadAnswer(f"required a head of at most {_MAX_HEAD} bytes, found more")
             if time.monotonic() - began > self._timeout:
-                raise TimeoutError  # the socket's own notices silence; this, a byte now and then
+                # The socket's own timeout notices silence; this, a byte now and then.
+                raise BadAnswer(f"required an answer's head within {self._timeout:g} s, found {len(read)} bytes of one")
             more = self._socket.recv(_READ)
             if not more:
                 raise BadAnswer(f"the connection was closed in the middle of an answer's head: {read[:80]!r}")
