@@ -105,10 +105,8 @@ async def build_slim(archive: SlimArchive, handler_dir: Path, destination: Path)
 
 async def _build_base(archive: SlimArchive, code: Mapping[Path, bytes]) -> _Base:
     with tempfile.TemporaryDirectory(prefix="slim-") as folder:
-        temp = Path(folder)
-        stage = (
-            temp / "stage"
-        )  # one parent for all folders that go in: the archiver flattens each extra folder by one level
+        # One parent for all folders that go in: the archiver flattens each extra folder by one level.
+        temp, stage = Path(folder), Path(folder) / "stage"
         for inside, content in code.items():
             path = (temp if inside == Path(HANDLER_FILE) else stage) / inside
             path.parent.mkdir(parents=True, exist_ok=True)
