@@ -12,6 +12,7 @@ import minio
 import pytest
 from minio.error import S3Error
 from seeding.provision import credentials_in, provision
+from seeding.scratch import PREFIX
 from seeding.secrets import make_secrets
 
 from tests.services import ROOT, MinioServer, free_port, running_minio, tool
@@ -122,7 +123,7 @@ def test_no_secret_is_ever_an_argument_of_a_program(server: MinioServer, secrets
     assert not [secret for secret in known if secret in arguments]
     modes = [line.split()[0] for line in (tmp_path / "modes").read_text().splitlines() if "config.json" in line]
     assert set(modes) == {"-rw-------"}
-    folders = {line for line in arguments.splitlines() if line.startswith("/tmp/mc-")}
+    folders = {line for line in arguments.splitlines() if Path(line).name.startswith(PREFIX)}
     assert folders
     assert not [folder for folder in folders if Path(folder).exists()], "the configuration must not outlive the call"
 
