@@ -63,7 +63,6 @@ def kill_at_random_points(minio_server: MinioServer, toxiproxy: Toxiproxy, tmp_p
             cache.prune(0)
             assert not cache.is_complete(release)
     assert killed >= times // 2, "most of them must be killed in mid-fetch for this to mean anything"
-    toxiproxy.clear()
     fetch(minio_server.settings, cache, release)
     assert holds(cache, release, files)
     assert wrong_blobs(cache) == []
