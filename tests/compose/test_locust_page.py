@@ -55,4 +55,5 @@ def test_workers_make_the_load_when_asked_for(stack: Stack) -> None:
         assert {worker["user_count"] for worker in page("/stats/requests")["workers"]} == {1}
         assert page("/stats/requests")["stats"][-1]["num_failures"] == 0
     finally:
-        stack.compose("up", "--detach")  # compose 2.26 does not find a service whose last container goes while it would --wait
+        # Without --wait: compose 2.26 then misses a service whose last container goes.
+        stack.compose("up", "--detach")
