@@ -47,9 +47,8 @@ class Session:
         self.floor = Floor()
         self.problem: str | None = None
         self.preparing = ""  # what users wait for before their first request; a stage's time begins after it
-        self.users: frozenset[str] = (
-            frozenset()
-        )  # the kinds that were picked for this run; the master tells its workers
+        # The kinds that were picked for this run; the master tells its workers.
+        self.users: frozenset[str] = frozenset()
         self.warmed: Callable[[int], None] = lambda epoch: None  # the master of several processes tells the others
         self._plan: Plan | None = None
         self._one = BoundedSemaphore(1)

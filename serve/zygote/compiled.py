@@ -1,7 +1,7 @@
 """The code of modules that forks import, compiled once for all of them: kept by its source in a folder beside the socket.
 
-An archive carries sources alone, and each registration unpacks it to a new path, where Python finds nothing compiled: 60 of a warm
-start's 350 ms of processor time. A module of other content is compiled as ever, so an edited handler is used.
+An archive carries sources alone, and each registration unpacks it to a new path, where Python finds nothing compiled: 0.07
+of a start's 0.42 s of processor time. A module of other content is compiled as ever, so an edited handler is used.
 """
 
 import _imp
