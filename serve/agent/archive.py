@@ -32,6 +32,9 @@ CONFIG_FILE, MANIFEST_FILE = "model-config.yaml", "MAR-INF/MANIFEST.json"
 RETRY_WINDOW_S = (
     30  # how long TorchServe itself brings a dead worker back (after 1, 1, 2, 3, 5, 8 s); then the agent does
 )
+STARTUP_SLACK_S = (
+    5  # TorchServe kills a worker this much later than the agent gives up, so that the agent says why it ended
+)
 FOLLOW_ALIAS = "serving"
 
 
@@ -66,7 +69,7 @@ class SlimArchive:
             "continuousBatching": continuous,
             "batchSize": node.batch_size or (16 if continuous else 1),
             "maxBatchDelay": 1 if continuous else node.max_batch_delay_ms,
-            "startupTimeout": node.startup_timeout_s,
+            "startupTimeout": node.startup_timeout_s + STARTUP_SLACK_S,
             "responseTimeout": node.response_timeout_s,
             "maxRetryTimeoutInSec": RETRY_WINDOW_S,
             "jobQueueSize": node.job_queue_size,
