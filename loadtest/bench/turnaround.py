@@ -3,8 +3,9 @@
 One shard is changed. With slim MARs: `make seed`, until the first answer of the new release through the door. With embedded
 ones: the archiver, the registration on stock TorchServe, the first answer; what a person types there costs nothing. Then the
 alias moves between releases that are in the cache, forward by `make promote` and back by `make rollback`: from the start of the
-command, and from the moment at which MinIO had the alias. Last, swaps of falcon-tiny one after the other under open-loop load,
-against the same load for the same time with none.
+command, and from the moment at which MinIO had the alias. Last, swaps of falcon-tiny under open-loop load, against the same load
+for the same time with none. A swap begins every 3 s, or at once when the one before took longer: 20 of them last a minute, in which
+about 200 requests arrive: enough for a p99 that is not just the slowest. The same swaps back to back are said beside it.
 """
 
 import json
@@ -28,7 +29,7 @@ _LONG = 3  # samples of what a rebuilt .mar is compared in
 _LOOK_S, _PATIENCE_S = 0.01, 600.0
 _FIRST, _EMBEDDED = 101, 151  # numbers of the changes, so that no other experiment has published the same
 RATE, _EVERY_STREAM = 4.0, 4  # requests a second, of which every 4th is a stream
-SWAPS = 20
+SWAPS, PACE_S = 20, 3.0
 
 
 def run(bench: Bench) -> None:
@@ -122,30 +123,37 @@ def _answered(node: Node, model: str, before: str, command: Callable[[], object]
 
 def _swaps(bench: Bench) -> None:
     """Half of the swaps, a quiet time as long, and the same again the other way round."""
-    node, half = bench.node, 2 * max(1, round(SWAPS * min(1.0, bench.scale) / 4))
+    node, scale = bench.node, min(1.0, bench.scale)
+    half, pace = 2 * max(1, round(SWAPS * scale / 4)), PACE_S * scale
     store = Store(node.store)
     first = store.release(TINY, "v1")
     folder = bench.scratch / f"{TINY}-v2"
     built_in(folder.name, folder)
     other = store.release(TINY, str(seed(node, TINY, folder, promote=False)["release"]))
     node.make("promote", f"MODEL={TINY}", f"RELEASE={first.name}")
-    everything: dict[str, list[Asked]] = {"quiet": [], "swaps": []}
+    everything: dict[str, list[Asked]] = {"quiet": [], "swaps": [], "back to back": []}
     length = 0.0
 
-    def swap() -> None:
-        for number in range(half):
+    def swap(count: int, pace: float) -> None:
+        began = time.monotonic()
+        for number in range(count):
+            time.sleep(max(0.0, began + number * pace - time.monotonic()))
             release = first if number % 2 else other
             store.put_alias(TINY, Alias.of(release, "bench"), store.alias(TINY))
             node.ask("POST", "/refresh")
             node.wait_serving(TINY, release.name)
+        time.sleep(max(0.0, began + count * pace - time.monotonic()))
 
-    def wait() -> None:
-        time.sleep(length)
+    actions = {
+        "swaps": lambda: swap(half, pace),
+        "quiet": lambda: time.sleep(length),
+        "back to back": lambda: swap(2 * half, 0.0),
+    }
 
-    for number, name in enumerate(("swaps", "quiet", "quiet", "swaps")):
+    for number, name in enumerate(("swaps", "quiet", "quiet", "swaps", "back to back")):
         load = Load(f"{node.agent}/predictions/{TINY}", _BODY, RATE, _EVERY_STREAM, number)
         began = time.monotonic()
-        asked = _under(load, swap if name == "swaps" else wait)
+        asked = _under(load, actions[name])
         length = time.monotonic() - began
         everything[name] += asked
         bench.record(f"{name}, one part", **_figures(asked), length_s=length)
@@ -153,8 +161,8 @@ def _swaps(bench: Bench) -> None:
             bench.tell(f"    {count} failed: {error}")
     for name, asked in everything.items():
         bench.record(f"{name}, all", **_figures(asked))
-    load_facts = {"requests_per_s": RATE, "every_stream": _EVERY_STREAM, "arrivals": "Poisson", "swaps": 2 * half}
-    bench.fact("load", load_facts)
+    arrivals = {"requests_per_s": RATE, "every_stream": _EVERY_STREAM, "arrivals": "Poisson"}
+    bench.fact("load", arrivals | {"swaps": 2 * half, "pace_s": pace})
 
 
 _BODY = {"input": PROMPT, "parameters": {"max_new_tokens": 16, "do_sample": False}}
@@ -203,5 +211,7 @@ EXPERIMENT = Experiment(
               median("swaps, all", "failed"), at_most=0),
         Ratio("swap_p99_vs_quiet", "p99 of requests meanwhile, over p99 with no swap",
               over("swaps, all", "quiet, all", "p99_s"), at_most=2),
+        Ratio("swap_p99_vs_quiet_back_to_back", "the same with no pause between swaps",
+              over("back to back, all", "quiet, all", "p99_s")),
     ),
 )  # fmt: skip
