@@ -67,6 +67,7 @@ def _field(path: Path, name: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
+    """Of what asked; those of what answered are told by the agent, which may run elsewhere."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), **found}
 
@@ -119,15 +120,21 @@ def drawing(recorder: Recorder) -> dict[str, Any]:
 
 
 def _served(shared: Session, host: str | None) -> dict[str, Any]:
-    """Version, device and releases as the agent tells them at the end of the run."""
+    """Versions, device and releases as the agent tells them at the end of the run."""
     try:
         status = shared.agent(host).status()
     except LoadtestError as error:
-        return {"version": "unknown", "error": str(error), "models": {}}
+        return {"version": "unknown", "versions": {}, "error": str(error), "models": {}}
     models = {
         m.name: {"release": m.release, "digest": m.digest, "task": m.task, "state": m.state} for m in status.models
     }
-    return {"version": status.version, "device": status.raw.get("device"), "models": models}
+    raw = status.raw
+    return {
+        "version": status.version,
+        "versions": raw.get("versions", {}),
+        "device": raw.get("device"),
+        "models": models,
+    }
 
 
 def _iso(seconds: float) -> str:

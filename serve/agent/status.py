@@ -1,6 +1,8 @@
 """`/status` and `/healthz`: what the node serves, what it is doing, and why something is not served."""
 
+import platform
 from datetime import UTC, datetime
+from importlib import metadata
 from typing import Any
 
 from serve import __version__
@@ -12,6 +14,8 @@ from serve.agent.reconciler import Reconciler
 from serve.agent.routing import RoutingTable, Target
 from serve.agent.torchserve import TorchServe
 from serve.zygote.supervisor import Zygote
+
+_PACKAGES = ("torch", "torchserve", "transformers")
 
 
 class Status:
@@ -32,6 +36,7 @@ class Status:
         self._torchserve = torchserve
         self._zygote = zygote
         self._device = device
+        self._versions = _versions()
 
     def unhealthy(self) -> list[str]:
         """What keeps this node from doing its work; empty when it is healthy. An old release that still serves is healthy."""
@@ -59,6 +64,7 @@ class Status:
         names = set(self._reconciler.controllers) | set(desired.missing({}))
         return {
             "version": __version__,
+            "versions": self._versions,
             "healthy": not self.unhealthy(),
             "device": self._device.as_dict(),
             "torchserve": {
@@ -99,6 +105,17 @@ class Status:
             "answers": current.tally.as_dict() if current else None,
             "canary": _canary(controller),
         }
+
+
+def _versions() -> dict[str, str]:
+    """Of what answers requests here; from the packages' metadata, since the agent imports none of them."""
+    found = {"weightless": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def _canary(controller: Controller) -> dict[str, Any] | None:

@@ -35,6 +35,7 @@ STARTS: dict[tuple[str, str], dict[str, Any]] = {
 }  # fmt: skip
 STATUS = {
     "version": "0.0-fake", "healthy": True, "device": {"type": "cpu"},
+    "versions": {"weightless": "0.0-fake", "torch": "0.1-fake", "torchserve": "0.2-fake", "transformers": "0.3-fake"},
     "models": {
         "falcon-tiny": {"state": "serving", "serving": "v1", "wanted": "v1", "digest": DIGEST, "task": "text-generation"},
         "minilm": {"state": "serving", "serving": "v1", "wanted": "v1", "digest": DIGEST, "task": "embeddings"},

@@ -71,11 +71,15 @@ def test_quick_measures_what_the_server_is_known_to_take(tmp_path: Path) -> None
         "release": "v1", "digest": fake.DIGEST, "task": "text-generation", "state": "serving"}  # fmt: skip
     assert found["ok"] and found["machine"]["cores"] and found["versions"]["locust"]
     assert found["settings"]["cold_start_samples"] == 3
+    assert found["agent"]["versions"] == fake.STATUS["versions"], (
+        "what answered, not what is installed beside the load test"
+    )
 
     html = (tmp_path / "out" / "quick.html").read_text()
     page = Outside()
     page.feed(html)
     assert page.found == [], "the report must stand alone"
+    assert "<dt>torchserve</dt><dd>0.2-fake</dd>" in html
     assert fake.DIGEST in html and "From the trigger to the first token, by phase" in html
     for text in (html, json.dumps(found), run.stdout, run.stderr):
         assert KEY not in text

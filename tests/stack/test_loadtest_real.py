@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 from tests.agent_process import running_agent
@@ -11,6 +12,7 @@ from tests.services import ROOT, MinioServer, free_port, wait_for
 from tests.stack.test_loadtest_headless import loadtest, read, rows
 from tests.stack.test_locust_ui import get, process
 
+PACKAGES = ("torch", "torchserve", "transformers")
 ARMS = ("slim-cold", "slim-warm", "mar", "mar-zygote", "worker")
 
 
@@ -50,6 +52,8 @@ def test_every_kind_of_request_and_start_on_the_real_stack(
 
     found = read(tmp_path / "out", "quick")
     assert found["agent"]["models"]["falcon-tiny"]["digest"] == served.digest
+    told = found["agent"]["versions"]
+    assert {name: told[name] for name in PACKAGES} == {name: metadata.version(name) for name in PACKAGES}
     inference = rows(found, "inference")
     assert set(inference) == {"falcon-tiny v1 generate", "falcon-tiny v1 stream", "minilm v1 embed"}
     for row in inference.values():
