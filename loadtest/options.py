@@ -16,6 +16,7 @@ from loadtest.errors import InvalidOption, LoadtestError
 from loadtest.settings import LoadtestSettings
 
 AUTO = "auto"
+OF = ": "  # between a model and its release
 GENERATION, EMBEDDINGS = "text-generation", "embeddings"
 COLD_START_MODEL, COLD_START_FALLBACK = "falcon-1g", "falcon-tiny"
 ASK_SECONDS = 1.0
@@ -74,9 +75,15 @@ def add_arguments(parser: Any, served: ServedModels) -> None:
     add("--warmup-seconds", type=float, default=0.0, help="discarded at the start of the run")
     published = served.releases()
     cold = OpenChoices(dict.fromkeys([AUTO, *(published or [COLD_START_MODEL, *generation])]))
-    releases = OpenChoices(dict.fromkeys([AUTO, *(name for names in published.values() for name in names)]))
+    # Locust's form cannot have one field follow another, so each choice says whose release it is.
+    releases = OpenChoices([AUTO, *(f"{model}{OF}{name}" for model, names in published.items() for name in names)])
     add("--cold-start-model", default=AUTO, choices=cold, help=f"auto: {COLD_START_MODEL} if published")
-    add("--cold-start-release", default=AUTO, choices=releases, help="auto: what is served, else the newest")
+    add(
+        "--cold-start-release",
+        default=AUTO,
+        choices=releases,
+        help="auto: what is served, else the newest; v2 or falcon-tiny: v2",
+    )
     add(
         "--cold-start-variants",
         nargs="+",
@@ -172,3 +179,24 @@ def chosen(name: str, ready: list[str], task: str, url: str) -> str:
     raise InvalidOption(
         f"required {wanted}, found {', '.join(ready) or 'none'} at {url}; `make status` says what is being started"
     )
+
+
+def to_start(options: Options, published: Mapping[str, list[str]]) -> tuple[str, str | None]:
+    """The model that cold starts are of, and its release (None: the agent's choice), given the releases of each model.
+
+    `published` is empty while the agent cannot tell; it then says itself what does not exist.
+
+    Raises:
+        InvalidOption: the model has no such release, or has none at all.
+    """
+    of, _, name = (options.cold_start_release or "").rpartition(OF)
+    model = options.cold_start_model
+    if model == AUTO:
+        model = of or (COLD_START_FALLBACK if published and COLD_START_MODEL not in published else COLD_START_MODEL)
+    known = published.get(model, [])
+    if published and not known:
+        raise InvalidOption(f"cold_start_model: required one of {', '.join(published)}, found {model!r}")
+    if (of and of != model) or (known and name and name not in known):
+        wanted = f"a release of {model}" + (f" ({', '.join(known)})" if known else "")
+        raise InvalidOption(f"cold_start_release: required {wanted}, found {options.cold_start_release!r}")
+    return model, name or None

@@ -18,7 +18,7 @@ from flask_login import UserMixin, login_user  # type: ignore[import-untyped]
 from loadtest import tables
 from loadtest.charts import plotly_js
 from loadtest.errors import LoadtestError
-from loadtest.options import EMBEDDINGS, GENERATION, NAMES, Options, chosen
+from loadtest.options import EMBEDDINGS, GENERATION, NAMES, Options, chosen, to_start
 from loadtest.recorder import Recorder
 from loadtest.results import drawing, result
 from loadtest.session import Session
@@ -121,6 +121,8 @@ def _check_form(environment: Any, shared: Session, base: str) -> Response | None
             chosen(options.model, status.ready(GENERATION), GENERATION, agent.url)
         if "EmbeddingsUser" in users:
             chosen(options.embedding_model, status.ready(EMBEDDINGS), EMBEDDINGS, agent.url)
+        if "ColdStartUser" in users:
+            to_start(options, agent.releases())
     except (LoadtestError, SettingsError) as error:
         return jsonify({"success": False, "message": str(error), "host": host})
     return None

@@ -10,7 +10,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from tests.services import ROOT
 
@@ -100,6 +100,11 @@ def fill(browser: WebDriver, name: str, value: str) -> None:
     field = browser.find_element(By.NAME, name)
     field.send_keys(Keys.CONTROL, "a")
     field.send_keys(value)
+
+
+def choose(browser: WebDriver, name: str, value: str) -> None:
+    """One of what `offers` says."""
+    Select(browser.find_element(By.NAME, name)).select_by_value(value)
 
 
 def offers(browser: WebDriver, name: str) -> list[str]:

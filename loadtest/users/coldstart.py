@@ -10,7 +10,7 @@ from locust.exception import StopUser
 
 from loadtest.coldstart import Arm, ColdStart, interleaved
 from loadtest.errors import AgentBusy, BaselineNotRunning, ColdStartFailed, LoadtestError, ModelNotServed
-from loadtest.options import AUTO, COLD_START_FALLBACK, COLD_START_MODEL
+from loadtest.options import AUTO, COLD_START_FALLBACK, COLD_START_MODEL, to_start
 from loadtest.session import Plan, Session, run_over, session_of
 from loadtest.settings import LoadtestSettings
 
@@ -40,7 +40,12 @@ class ColdStartUser(User):  # type: ignore[misc]  # Locust ships no types for it
         self.session = session_of(self.environment)
         self.plan = self.session.plan(self.environment)
         options = self.plan.options
-        self._model = COLD_START_MODEL if options.cold_start_model == AUTO else options.cold_start_model
+        try:
+            self._model, self._release = to_start(options, self.plan.agent.releases())
+        except LoadtestError as error:
+            raise self.session.abort(self.environment, error) from error
+        if self._model == COLD_START_FALLBACK and options.cold_start_model == AUTO and not self._release:
+            self._instead(f"{COLD_START_MODEL} has no release")
         self._left = interleaved(options.cold_start_variants, options.cold_start_samples)
         self._given_up: set[str] = set()
 
@@ -80,20 +85,22 @@ class ColdStartUser(User):  # type: ignore[misc]  # Locust ships no types for it
             raise self.session.abort(self.environment, error) from error
 
     def _ask(self, arm: Arm, number: int) -> ColdStart:
-        release = self.plan.options.cold_start_release
         for _ in range(BUSY_TRIES):
             try:
-                return self.plan.agent.cold_start(arm, self._model, release, number, PROMPT)
+                return self.plan.agent.cold_start(arm, self._model, self._release, number, PROMPT)
             except AgentBusy as error:
                 log.info("%s; waiting for it", error)
                 gevent.sleep(BUSY_SECONDS)
             except ModelNotServed as error:
                 if self.plan.options.cold_start_model != AUTO or self._model == COLD_START_FALLBACK:
                     raise
-                log.warning("%s; measuring %s instead (`make loadtest PROFILE=coldstart` publishes %s)",
-                            error, COLD_START_FALLBACK, COLD_START_MODEL)  # fmt: skip
-                self._model = COLD_START_FALLBACK
+                self._instead(str(error))
         raise AgentBusy(f"required a free agent at {self.plan.agent.url}, found other cold starts for half an hour")
+
+    def _instead(self, reason: str) -> None:
+        log.warning("%s; measuring %s instead (`make loadtest PROFILE=coldstart` publishes %s)",
+                    reason, COLD_START_FALLBACK, COLD_START_MODEL)  # fmt: skip
+        self._model = COLD_START_FALLBACK
 
     def _failed(self, arm: Arm, number: int, at: float, error: LoadtestError, skipped: bool = False) -> ColdStart:
         log.error("%s", error)

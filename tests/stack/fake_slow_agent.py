@@ -126,7 +126,10 @@ async def cold_start(request: web.Request) -> web.Response:
 
 
 async def startable(_: web.Request) -> web.Response:
-    return web.json_response({"busy": False, "releases": {"falcon-1g": ["v1"], "falcon-tiny": ["v2", "v1"]}})
+    releases = {"falcon-1g": ["v1"], "falcon-tiny": ["v2", "v1"]}
+    if os.environ.get("FAKE_WITHOUT_1G"):
+        del releases["falcon-1g"]
+    return web.json_response({"busy": False, "releases": releases})
 
 
 async def baseline(request: web.Request) -> web.StreamResponse:

@@ -25,6 +25,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from loadtest.coldstart import ARMS as ALL_ARMS
 from tests.browser import (
     begin,
+    choose,
     chromium,
     darken,
     fill,
@@ -112,7 +113,7 @@ def test_from_the_start_form_to_filled_tables_and_charts(browser: WebDriver, tmp
             "model": ["auto", "falcon-tiny"],
             "embeddingModel": ["auto", "minilm"],
             "coldStartModel": ["auto", "falcon-1g", "falcon-tiny"],
-            "coldStartRelease": ["auto", "v1", "v2"],
+            "coldStartRelease": ["auto", "falcon-1g: v1", "falcon-tiny: v2", "falcon-tiny: v1"],
         }, "what is served, and what is published"
         assert offers(browser, "coldStartVariants") == list(ALL_ARMS)
         shoot(browser, "locust-form")
@@ -205,6 +206,11 @@ def test_the_form_says_what_is_wrong_with_it(browser: WebDriver, tmp_path: Path)
         start(browser)
         wait.until(lambda b: "start the stack with `make up`, or set AGENT_URL" in text(b))
         shoot(browser, "locust-form-error")
+        fill(browser, "host", agent)
+        choose(browser, "coldStartModel", "falcon-1g")
+        choose(browser, "coldStartRelease", "falcon-tiny: v2")
+        start(browser)
+        wait.until(lambda b: "required a release of falcon-1g (v1), found 'falcon-tiny: v2'" in text(b))
         assert json.loads(get(f"{url}/stats/requests"))["state"] == "ready"
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from argparse import Namespace
 from pathlib import Path
 from random import Random
@@ -11,7 +12,7 @@ import pytest
 
 from loadtest import bodies, sse
 from loadtest.errors import InvalidOption
-from loadtest.options import Options, chosen
+from loadtest.options import Options, chosen, to_start
 from loadtest.settings import LoadtestSettings
 from weightless.errors import SettingsError
 
@@ -90,6 +91,47 @@ def test_the_form_is_read() -> None:
     assert Options.read(FORM | {"cold_start_release": "v2"}).cold_start_release == "v2"
     again = Options.read(Namespace(**FORM | {"answer_tokens": "8", "cold_start_variants": ["tgz", "tgz"]}))
     assert again.answer_tokens == (8, 8) and [arm.name for arm in again.cold_start_variants] == ["tgz"]
+
+
+PUBLISHED = {"falcon-1g": ["v1"], "falcon-tiny": ["v2", "v1"]}
+
+
+@pytest.mark.parametrize(
+    ("model", "release", "published", "started"),
+    [
+        ("auto", "auto", PUBLISHED, ("falcon-1g", None)),
+        ("auto", "v1", PUBLISHED, ("falcon-1g", "v1")),
+        ("auto", "falcon-tiny: v2", PUBLISHED, ("falcon-tiny", "v2")),
+        ("falcon-tiny", "falcon-tiny: v2", PUBLISHED, ("falcon-tiny", "v2")),
+        ("falcon-tiny", "v2", PUBLISHED, ("falcon-tiny", "v2")),
+        ("auto", "v2", {"falcon-tiny": ["v2"]}, ("falcon-tiny", "v2")),
+        ("falcon-7b", "v9", {}, ("falcon-7b", "v9")),  # the agent could not tell; it will
+    ],
+)
+def test_the_model_and_release_of_cold_starts(
+    model: str, release: str, published: dict[str, list[str]], started: tuple[str, str | None]
+) -> None:
+    asked = Options.read(FORM | {"cold_start_model": model, "cold_start_release": release})
+    assert to_start(asked, published) == started
+
+
+@pytest.mark.parametrize(
+    ("model", "release", "published", "found"),
+    [
+        ("falcon-1g", "v2", PUBLISHED, "a release of falcon-1g (v1), found 'v2'"),
+        ("auto", "v2", PUBLISHED, "a release of falcon-1g (v1), found 'v2'"),
+        ("falcon-1g", "falcon-tiny: v1", PUBLISHED, "a release of falcon-1g (v1), found 'falcon-tiny: v1'"),
+        ("falcon-1g", "falcon-tiny: v1", {}, "a release of falcon-1g, found 'falcon-tiny: v1'"),
+        ("auto", "falcon-tiny: v3", PUBLISHED, "a release of falcon-tiny (v2, v1), found 'falcon-tiny: v3'"),
+        ("falcon-7b", "auto", PUBLISHED, "one of falcon-1g, falcon-tiny, found 'falcon-7b'"),
+    ],
+)
+def test_a_release_that_the_model_has_not_is_refused(
+    model: str, release: str, published: dict[str, list[str]], found: str
+) -> None:
+    asked = Options.read(FORM | {"cold_start_model": model, "cold_start_release": release})
+    with pytest.raises(InvalidOption, match=re.escape(f"required {found}")):
+        to_start(asked, published)
 
 
 @pytest.mark.parametrize(
