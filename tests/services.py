@@ -89,7 +89,7 @@ class MinioServer:
         console = free_port()
         log = (self.folder / "minio.log").open("ab")
         self.process = subprocess.Popen(
-            [tool("minio"), "server", str(self.folder / "data"), "--quiet"],
+            [tool("minio"), "server", "--no-compat", "--quiet", str(self.folder / "data")],
             env=os.environ
             | {
                 "MINIO_ADDRESS": f"127.0.0.1:{self.port}",

@@ -32,6 +32,7 @@ from weightless.release import Alias, AliasVersion, Release
 from weightless.settings import StoreSettings
 
 ALIAS = "serving"
+COPIED_FROM = "x-amz-meta-copied-from"
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidTokenId", "ExpiredToken"}
 _ABSENT = {
     "NoSuchKey",
@@ -48,7 +49,6 @@ class ObjectVersion:
     key: str
     version_id: str
     size: int
-    etag: str
     modified: datetime
     latest: bool
     deleted: bool
@@ -113,6 +113,11 @@ class Store:
                 self.settings.models_bucket, prefix=prefix, recursive=True, include_version=True
             )
             return [_object_version(entry) for entry in listed]
+
+    def copied_from(self, key: str) -> str | None:
+        """The version that what a key shows was copied from, if it says so: `x-amz-meta-copied-from`."""
+        with self._errors(f"{self.settings.models_bucket}/{key}"):
+            return (self._client.stat_object(self.settings.models_bucket, key).metadata or {}).get(COPIED_FROM)
 
     # ---- releases
 
@@ -351,7 +356,6 @@ def _object_version(entry: minio.datatypes.Object) -> ObjectVersion:
         key=str(entry.object_name),
         version_id=str(entry.version_id),
         size=entry.size or 0,
-        etag=str(entry.etag or "").strip('"'),
         modified=entry.last_modified or datetime.fromtimestamp(0, UTC),
         latest=str(entry.is_latest).lower() == "true",
         deleted=bool(entry.is_delete_marker),

@@ -67,7 +67,7 @@ def running_server(folder: Path) -> Iterator[BenchServer]:
     server = BenchServer(folder, f"http://{address}", client)
     log = (folder / "minio.log").open("wb")
     process = subprocess.Popen(
-        [tool("minio"), "server", str(folder / "data"), "--quiet", "--address", address],
+        [tool("minio"), "server", "--no-compat", "--quiet", "--address", address, str(folder / "data")],
         env=os.environ
         | {
             "MINIO_ROOT_USER": server.access_key,

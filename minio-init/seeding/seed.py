@@ -203,14 +203,14 @@ class Seeding:
     def _tidy(self, store: Store, mc: Mc, release: Release) -> None:
         """Let a plain listing of the model's folder show what was published: people browse it, and publish from it."""
         versions = store.object_versions(release.model)
-        etags = {(version.key, version.version_id): version.etag for version in versions}
-        shown = {version.key: version for version in visible(versions)}
+        shown = {version.key: version.version_id for version in visible(versions)}
         upload = McUploader(mc, self._store_settings.models_bucket)
         # What no release ever named was put there by somebody else, and is left alone.
         named = {key for name in store.releases(release.model) for key in _keys(store, release.model, name)}
         upload.hide(sorted((set(shown) & named) - set(release.location.versions)))
         for key, version_id in release.location.versions.items():
-            if key not in shown or shown[key].etag != etags[key, version_id]:
+            # Not by ETag: that of a copy differs from its source's, as does that of the same bytes in parts of another size.
+            if key not in shown or (shown[key] != version_id and store.copied_from(key) != version_id):
                 upload.show(key, version_id)
 
 

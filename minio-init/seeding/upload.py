@@ -8,6 +8,7 @@ from pathlib import Path
 
 from seeding.mc import ALIAS, Mc
 from weightless.publish import Upload
+from weightless.store import COPIED_FROM
 
 _AT_ONCE = 500  # keys for one program, whose arguments are bounded
 
@@ -49,9 +50,9 @@ class McUploader:
             self._mc.run("rm", *(f"{self._bucket}/{key}" for key in keys[first : first + _AT_ONCE]))
 
     def show(self, key: str, version_id: str) -> None:
-        """Let a key show what an older version of it holds: a copy made inside the store."""
+        """Let a key show what an older version of it holds: a copy made inside the store, which says what it is of."""
         target = f"{self._bucket}/{key}"
-        self._mc.run("cp", "--version-id", version_id, target, target)
+        self._mc.run("cp", "--version-id", version_id, "--attr", f"{COPIED_FROM}={version_id}", target, target)
 
 
 def _bytes_read(pid: int) -> int:
