@@ -213,7 +213,8 @@ def _latency_over_load(recorder: Recorder) -> list[Chart]:
         if key.stage and rate is not None and p95 is not None:
             loop = "open loop" if key.stage.startswith("open loop") else "closed loop"
             steps.setdefault(f"{key.model} {key.kind}, {loop}", []).append((three_digits(rate), p95, key.stage))
-    for key, loads in recorder.loads.items():
+    # Users pause while a start is measured, and one fewer is left after the last: that is no step of load.
+    for key, loads in ({} if recorder.cold_starts else recorder.loads).items():
         for users, load in sorted(loads.items()):
             p95 = load.latency.percentile(0.95)
             if not key.stage and p95 is not None:
@@ -222,8 +223,8 @@ def _latency_over_load(recorder: Recorder) -> list[Chart]:
     data = [
         {"type": "scatter", "mode": "lines+markers+text", "name": f"{name}, p95", "x": [s[0] for s in found],
          "y": [s[1] for s in found], "text": [s[2] for s in found], "textposition": "top center",
-         "cliponaxis": False, "showlegend": True}
-        for name, found in steps.items()
+         "cliponaxis": False, "showlegend": True, "line": {"color": COLOURS[i % len(COLOURS)]}}
+        for i, (name, found) in enumerate(steps.items())
         if len(steps.get(name.replace("open loop", "closed loop"), [])) > 1
     ]  # fmt: skip
     layout = {

@@ -82,7 +82,7 @@ def add_arguments(parser: Any, served: ServedModels) -> None:
         "--cold-start-release",
         default=AUTO,
         choices=releases,
-        help="auto: what is served, else the newest; v2 or falcon-tiny: v2",
+        help="auto: what is served, else the newest",
     )
     add(
         "--cold-start-variants",

@@ -83,7 +83,7 @@ def cold_start(recorder: Recorder) -> Table:
         rows.append(
             {
                 "what": ARMS[arm].title,
-                "model": f"{model} {release}",
+                "model": model if release == "-" else f"{model} {release}",
                 "good": len(starts) - len(errors),
                 "failed": sum(start.error is not None and not start.skipped for start in starts),
                 "ready": _three(ready.median if ready else None),
@@ -142,10 +142,10 @@ def samples(recorder: Recorder) -> Table:
 def compare(recorder: Recorder) -> Table:
     """Ratios of medians, for the pairs of arms that were both measured with one release."""
     columns = (
-        ("what", "Compared"),
+        ("what", "Compared: one over another"),
         ("model", "Model"),
-        ("of", "Median s"),
-        ("over", "Over median s"),
+        ("of", "The one, median s"),
+        ("over", "The other, median s"),
         ("ratio", "Ratio"),
         ("times", "Times faster"),
     )

@@ -246,6 +246,8 @@ def test_latency_over_load_counts_what_came_while_the_number_of_users_stood() ->
     chart = next(chart for chart in charts(recorder) if chart.key == "load")
     (line,) = chart.data
     assert (line["x"], line["y"], line["text"]) == ([0.25, 1.0], [10, 30], ["1 user", "2 users"])
+    recorder.record_cold_start(start("mar", 10, 11))  # users pause meanwhile
+    assert "load" not in {chart.key for chart in charts(recorder)}
 
 
 def test_a_shaped_network_says_the_rate_that_it_reached() -> None:
