@@ -8,13 +8,14 @@ import contextlib
 import io
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn
 
 import minio
 import urllib3
+from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from urllib3.response import BaseHTTPResponse
 
@@ -33,6 +34,7 @@ from weightless.settings import StoreSettings
 
 ALIAS = "serving"
 COPIED_FROM = "x-amz-meta-copied-from"
+_DELETED_AT_ONCE = 100  # of the 1000 that S3 takes: a slow disk must be done with them before a read times out
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidTokenId", "ExpiredToken"}
 _ABSENT = {
     "NoSuchKey",
@@ -230,6 +232,22 @@ class Store:
         """Point the alias at a release, if it is still what the caller saw (None: it did not exist); else Conflict."""
         condition = {"If-None-Match": "*"} if expected is None else {"If-Match": f'"{expected.etag}"'}
         self._put_if(f"{checked_model(model)}/{ALIAS}", alias.to_json(), condition, f"alias of {model}")
+
+    def delete_versions(self, versions: Sequence[ObjectVersion]) -> list[ObjectVersion]:
+        """Delete them from the bucket of models for good, and return those that object lock keeps."""
+        bucket, kept = self.settings.models_bucket, []
+        what = f"deleting object versions of bucket {bucket}"
+        for start in range(0, len(versions), _DELETED_AT_ONCE):
+            some = {(one.key, one.version_id): one for one in versions[start : start + _DELETED_AT_ONCE]}
+            with self._errors(what):
+                failed = list(self._client.remove_objects(bucket, [DeleteObject(*names) for names in some]))
+            for error in failed:
+                if "WORM protected" not in (error.message or ""):
+                    if error.code in _DENIED:
+                        self._deny(what, error.code)
+                    raise StoreUnavailable(f"{what}: {error.name} was answered {error.code}: {error.message}")
+                kept.append(some[error.name or "", error.version_id or ""])
+        return kept
 
     # ---- bytes
 

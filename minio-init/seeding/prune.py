@@ -62,15 +62,14 @@ def prune(
     if dry_run:
         unnamed = _unnamed(store, model, old, datetime.now(UTC) - grace)
         return _pruned(model, old, kept, names, unnamed)
-    releases, models = store_settings.releases_bucket, store_settings.models_bucket
     locked: list[str] = []
     with configured_mc(store_settings, settings.mc) as mc:
         # Manifests first: a release whose files are gone must not be there to be promoted.
         for name in old:
-            _remove(mc, locked, releases, f"{model}/{name}.json", "--versions", "--force")
-        unnamed = _unnamed(store, model, [], datetime.now(UTC) - grace)
-        for version in unnamed:
-            _remove(mc, locked, models, version.key, "--version-id", version.version_id)
+            _remove(mc, locked, store_settings.releases_bucket, f"{model}/{name}.json")
+    unnamed = _unnamed(store, model, [], datetime.now(UTC) - grace)
+    kept_anyway = store.delete_versions(unnamed)
+    locked += [f"{store_settings.models_bucket}/{one.key} (version {one.version_id})" for one in kept_anyway]
     if locked:
         raise ObjectLocked(
             f"prune of {model}: required object versions that may be deleted, found {len(locked)} under object lock: "
@@ -80,10 +79,10 @@ def prune(
     return _pruned(model, old, kept, names, unnamed)
 
 
-def _remove(mc: Mc, locked: list[str], bucket: str, key: str, *which: str) -> None:
-    """Delete versions of an object for good; one that is locked is noted, and stays."""
+def _remove(mc: Mc, locked: list[str], bucket: str, key: str) -> None:
+    """Delete all versions of an object for good; one that is locked is noted, and stays."""
     try:
-        mc.run("rm", *which, f"{ALIAS}/{bucket}/{key}")
+        mc.run("rm", "--versions", "--force", f"{ALIAS}/{bucket}/{key}")
     except ObjectLocked as error:
         locked.append(f"{bucket}/{error}")
 
