@@ -127,7 +127,7 @@ TESTS ?= tests/unit tests/stack tests/faults
 PYTEST = PATH="$$PWD/.tools/bin:$$PATH" .venv/bin/python -m pytest
 test: ## All tests that need no Docker engine; installs what they need [TESTS=tests/unit] [ARGS=-x]
 	$(LOCAL) install --tests --quiet
-	@$(PYTEST) -m "not long" $(TESTS) $(ARGS)
+	@$(PYTEST) --numprocesses 2 --dist loadfile -m "not long" $(TESTS) $(ARGS)
 test-faults: ## The faults with their many repetitions: kills, cuts, flipped bytes [ARGS=…]
 	$(LOCAL) install --tests --quiet
 	@$(PYTEST) tests/faults $(ARGS)
