@@ -27,12 +27,17 @@ def release_settings(folder: Folder, overrides: ReleaseOverrides, task: str | No
     """The settings of a release of this folder: what the model's file says, the rest inferred from config.json.
 
     `task`, given by a person, wins over both. Raises InvalidFolder when the task cannot be told, SettingsError for what
-    cannot be the name of one.
+    cannot be the name of one, and for a golden request with no answer to compare with.
     """
     task = task or overrides.task or infer_task(folder)
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", task):
         raise SettingsError(
             f"task: required {', '.join(TASKS)} or the name of a task of your own in lower case, found {task!r}"
+        )
+    if overrides.golden is not None and "output" not in overrides.golden:
+        raise SettingsError(
+            "release.golden: required the request and its answer as `output`, found "
+            f"{', '.join(overrides.golden) or 'nothing'}: any answer would pass"
         )
     generation = GENERATION | overrides.generation if task == "text-generation" else overrides.generation
     return ReleaseSettings(

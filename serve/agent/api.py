@@ -134,8 +134,10 @@ class Api:
 
     async def _get_mar(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
         model, name = _model(rest), request.query.get("release")
+        store = self._tools.settings.model_store
+        store.mkdir(parents=True, exist_ok=True)
         try:
-            with tempfile.TemporaryDirectory(prefix="mar-") as temp:
+            with tempfile.TemporaryDirectory(prefix="mar-", dir=store) as temp:
                 archive = await asyncio.to_thread(self._slim, model, name)
                 built = Path(temp) / f"{model}.mar"
                 await build_slim(archive, self._tools.settings.handler_dir, built)

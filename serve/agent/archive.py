@@ -100,14 +100,16 @@ async def build_slim(archive: SlimArchive, handler_dir: Path, destination: Path)
     key = _digest(code, archive.node.requirements)
     base = _BASES.get(key)
     if base is None:
-        base = _BASES[key] = await _build_base(archive, code)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        # Beside what is built, in a folder that an agent empties at its start: one that was killed leaves nothing in /tmp.
+        base = _BASES[key] = await _build_base(archive, code, destination.parent)
         while len(_BASES) > _KEPT:
             del _BASES[next(iter(_BASES))]
     return await asyncio.to_thread(_complete, base, archive, destination)
 
 
-async def _build_base(archive: SlimArchive, code: Mapping[Path, bytes]) -> _Base:
-    with tempfile.TemporaryDirectory(prefix="slim-") as folder:
+async def _build_base(archive: SlimArchive, code: Mapping[Path, bytes], where: Path) -> _Base:
+    with tempfile.TemporaryDirectory(prefix="slim-", dir=where) as folder:
         # One parent for all folders that go in: the archiver flattens each extra folder by one level.
         temp, stage = Path(folder), Path(folder) / "stage"
         for inside, content in code.items():

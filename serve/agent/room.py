@@ -135,8 +135,11 @@ def _gpus() -> tuple[int, ...]:
 
     try:
         pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return tuple(int(pynvml.nvmlDeviceGetMemoryInfo(handle).free) for handle in handles)
+        try:
+            handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+            return tuple(int(pynvml.nvmlDeviceGetMemoryInfo(handle).free) for handle in handles)
+        finally:
+            pynvml.nvmlShutdown()
     except pynvml.NVMLError:
         return ()
 

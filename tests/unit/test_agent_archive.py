@@ -70,6 +70,22 @@ def test_a_models_own_packages_are_in_its_archive_alone(handler: Path, tmp_path:
     assert "requirements.txt" not in build(handler, tmp_path / "a.mar")
 
 
+def test_it_is_built_beside_its_place_and_nothing_is_left(
+    handler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an agent that is killed meanwhile leaves lies where the next one looks."""
+    archiver, places = archive.archiver, []
+
+    async def noted(model: str, version: str, file: Path, *rest: Any) -> Path:
+        places.append(file.parent.parent)
+        return await archiver(model, version, file, *rest)
+
+    monkeypatch.setattr(archive, "archiver", noted)
+    build(handler, tmp_path / "store" / "m.mar")
+    assert places == [tmp_path / "store"]
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["m.mar"]
+
+
 def test_only_a_few_bases_are_kept(handler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "_KEPT", 1)
     for number in range(3):

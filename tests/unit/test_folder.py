@@ -220,3 +220,7 @@ def test_settings_of_a_release_merge_file_and_defaults() -> None:
     assert release_settings(folder, ReleaseOverrides(), "word-count").task == "word-count"  # a task of the node's own
     with pytest.raises(SettingsError, match=r"required text-generation, .* in lower case, found 'Word_Count'"):
         release_settings(folder, ReleaseOverrides(), "Word_Count")
+    golden = {"input": "The falcon", "output": "flies"}
+    assert release_settings(folder, ReleaseOverrides(golden=golden)).golden == golden
+    with pytest.raises(SettingsError, match=r"golden: required .* as `output`, found input, outputs: any answer"):
+        release_settings(folder, ReleaseOverrides(golden={"input": "The falcon", "outputs": "flies"}))
