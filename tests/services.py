@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -34,11 +35,16 @@ def tool(name: str) -> str:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port on loopback that nobody listens on now.
+
+    Below those that Linux gives to outgoing connections: of these, one could be taken before the server binds it, or
+    while the server is down for a moment.
+    """
+    while True:
+        port = random.SystemRandom().randrange(18000, 32768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for(condition: Callable[[], T], what: str, timeout: float = 60, interval: float = 0.05) -> T:
