@@ -17,7 +17,7 @@ import torch
 from pydantic import AnyHttpUrl
 from replies import Replies, event
 from rounds import Rounds
-from tasks import find_task
+from tasks import find_preparer, find_task
 from tasks.shared.body import read_json
 from tasks.shared.contract import Event, Figures, Joinable, Node, Task
 from tasks.shared.device import worker_device
@@ -28,6 +28,7 @@ from ts.torch_handler.base_handler import BaseHandler
 
 from weightless.ledger import Ledger
 from weightless.obtain import Obtained, Pin, link_into, obtain
+from weightless.release import Release
 from weightless.settings import CacheSettings, FetchSettings, StoreSettings
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,6 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
 
     def _start(self, context: Any, config: Mapping[str, Any], pin: Pin, ledger: Ledger) -> Obtained:
         """The phases of a start, each measured in the ledger."""
-        node_config = config.get("node") or {}
         self._max_answer_bytes = config.get("max_response_bytes") or MAX_ANSWER_BYTES
         cache = CacheSettings.load()
         if config.get("cache_dir"):
@@ -100,30 +100,46 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
         store = StoreSettings.load()
         if config.get("endpoint"):  # the same store by another door, for a start that is measured over a slower network
             store = store.model_copy(update={"s3_endpoint": AnyHttpUrl(config["endpoint"])})
-        obtained: Obtained = self._lease.enter_context(obtain(pin, store, cache, FetchSettings.load(), ledger))
+        prepared: list[Any] = []
+
+        def meanwhile(release: Release, folder: Path) -> None:
+            settings = release.content.settings.model_dump()
+            with contextlib.suppress(Exception):  # `load` will do it again, and say what is wrong
+                if (prepare := find_preparer(settings["task"])) is not None:
+                    prepared.append(prepare(folder, settings, self._node(context, config)[0]))
+
+        obtained: Obtained = self._lease.enter_context(
+            obtain(pin, store, cache, FetchSettings.load(), ledger, meanwhile)
+        )
         settings = obtained.release.content.settings.model_dump()
+        node, why = self._node(context, config)
+        self.device = torch.device(node.device)
+        with ledger.phase("link"):
+            link_into(obtained, Path(context.system_properties["model_dir"]), code=node.allow_remote_code)
+        with ledger.phase("import"):
+            load = find_task(settings["task"])
+        with ledger.phase("load"):
+            self.task = load(obtained.folder, settings, node, *prepared)
+        if node.continuous and isinstance(self.task, Joinable):
+            self._rounds = Rounds(self.task)
+        self.model = getattr(self.task, "model", None)
+        ledger.note(task=settings["task"], device_reason=why, **self.task.facts)
+        return obtained
+
+    @staticmethod
+    def _node(context: Any, config: Mapping[str, Any]) -> tuple[Node, str]:
+        """What the machine says about this worker, and why it has that device."""
         properties = context.system_properties
         device, why = worker_device(properties.get("gpu_id"), torch.cuda.is_available())
-        self.device = torch.device(device)
         node = Node.of(
-            node_config,
+            config.get("node") or {},
             device=device,
             seconds=context.model_yaml_config.get("responseTimeout", RESPONSE_TIMEOUT_S),
             allow_remote_code=NodePolicy.load().allow_remote_code,
             continuous=bool(context.model_yaml_config.get("continuousBatching")),
             batch_size=properties.get("batch_size") or 1,
         )
-        with ledger.phase("link"):
-            link_into(obtained, Path(properties["model_dir"]), code=node.allow_remote_code)
-        with ledger.phase("import"):
-            load = find_task(settings["task"])
-        with ledger.phase("load"):
-            self.task = load(obtained.folder, settings, node)
-        if node.continuous and isinstance(self.task, Joinable):
-            self._rounds = Rounds(self.task)
-        self.model = getattr(self.task, "model", None)
-        ledger.note(task=settings["task"], device_reason=why, **self.task.facts)
-        return obtained
+        return node, why
 
     @staticmethod
     def _give_back() -> None:

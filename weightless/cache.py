@@ -184,15 +184,16 @@ class NodeCache:
         finally:
             os.close(fd)
 
-    def link(self, release: Release) -> None:
-        """Make the release's folder: a relative link for each file. Its blobs must be there."""
+    def link(self, release: Release, files: Sequence[FileEntry] | None = None) -> None:
+        """Make the release's folder: a relative link for each file, or for these of its files. Their blobs must be there."""
         if self._is_linked(release):
             return
         folder = self.folder(release)
+        files = release.content.files if files is None else files
         with self.layout.errors():
-            for parent in sorted({str(Path(file.path).parent) for file in release.content.files}):
+            for parent in sorted({str(Path(file.path).parent) for file in files}):
                 self.layout.make_folder(folder / parent)
-            for file in release.content.files:
+            for file in files:
                 make_link(folder / file.path, link_to(file))
 
     def sync(self, release: Release) -> int:

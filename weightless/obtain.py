@@ -7,14 +7,16 @@ whether it still is the one to serve.
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from weightless.cache import NodeCache
 from weightless.errors import SettingsError, StoreUnavailable
-from weightless.fetch import fetch_release
+from weightless.fetch import FetchResult, fetch_release
 from weightless.ledger import Ledger
 from weightless.paths import checked_model, checked_release
 from weightless.release import Release
@@ -24,6 +26,8 @@ from weightless.store import ALIAS, Store
 logger = logging.getLogger(__name__)
 
 _CODE = (".py", ".pyc", ".pyo", ".so", ".pth")
+_WEIGHTS = ".safetensors"
+_LOOK_AGAIN = 0.01  # seconds between looks at whether all but the weights is there
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,12 @@ def obtain(
     cache_settings: CacheSettings,
     fetch_settings: FetchSettings,
     ledger: Ledger,
+    meanwhile: Callable[[Release, Path], None] | None = None,
 ) -> Iterator[Obtained]:
     """The pinned release's folder, fetched as far as it is not cached; its files stay cached while the block lasts.
+
+    While weights are fetched, `meanwhile` is called with the folder as soon as all other files of it are there, verified. Its
+    seconds are within those of `fetch`, and noted as `during_fetch`. It is not called where nothing is left to wait for.
 
     The phases `resolve` and `fetch` of the ledger are written, and the notes `stale`, `bytes_from_store`, `bytes_from_cache`,
     `retries`, `release_digest` and, for an archive that follows the alias, `resolved`.
@@ -115,7 +123,7 @@ def obtain(
             logger.warning("%s; serving the cached release %s, which may be stale", error, release.name)
     with cache.use(release):
         with ledger.phase("fetch"):
-            fetched = fetch_release(store, cache, release, settings=fetch_settings)
+            fetched = _fetch(store, cache, release, fetch_settings, ledger, meanwhile)
         ledger.note(
             stale=stale,
             bytes_from_store=fetched.bytes_from_store,
@@ -150,6 +158,29 @@ def link_into(obtained: Obtained, folder: Path, code: bool) -> int:
             logger.warning("%s: no links to the model's files (%s)", folder, error.strerror)
             break
     return made
+
+
+def _fetch(
+    store: Store,
+    cache: NodeCache,
+    release: Release,
+    settings: FetchSettings,
+    ledger: Ledger,
+    meanwhile: Callable[[Release, Path], None] | None,
+) -> FetchResult:
+    if meanwhile is None or not cache.missing(release):
+        return fetch_release(store, cache, release, settings=settings)
+    first = [file for file in release.content.files if not file.path.endswith(_WEIGHTS)]
+    with ThreadPoolExecutor(1, "fetch") as threads:
+        fetching = threads.submit(fetch_release, store, cache, release, settings=settings)
+        while not fetching.done() and any(not file.path.endswith(_WEIGHTS) for file in cache.missing(release)):
+            wait([fetching], _LOOK_AGAIN)
+        if not fetching.done():
+            began = time.monotonic()
+            cache.link(release, first)
+            meanwhile(release, cache.folder(release))
+            ledger.note(during_fetch=round(time.monotonic() - began, 4))
+        return fetching.result()
 
 
 def _ask(store: Store, pin: Pin) -> Release:

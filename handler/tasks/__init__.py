@@ -1,16 +1,17 @@
 """Tasks: what a model can be asked. Each module in this folder is one task; a new file here is all that a new task takes.
 
-`text_generation.py` is the task `text-generation`. It has a function `load(folder, settings, node) -> Task`; see
-`shared/contract.py`. Sub-packages hold what tasks share and are no tasks.
+`text_generation.py` is the task `text-generation`. It has a function `load(folder, settings, node) -> Task`, and may
+have `prepare`; see `shared/contract.py`. Sub-packages hold what tasks share and are no tasks.
 """
 
 import importlib
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from tasks.shared.contract import Loader, Node, Task
+from tasks.shared.contract import Loader, Node, Preparer, Task
 
 
 def available() -> list[str]:
@@ -24,10 +25,19 @@ def find_task(name: str) -> Loader:
     Raises:
         ValueError: there is no such task.
     """
+    loader: Loader = _module(name).load
+    return loader
+
+
+def find_preparer(name: str) -> Preparer | None:
+    """The task's function `prepare`, if it has one. Imports and raises as `find_task` does."""
+    return getattr(_module(name), "prepare", None)
+
+
+def _module(name: str) -> ModuleType:
     if name not in available():
         raise ValueError(f"task {name!r}: required one of {', '.join(available())}; add tasks/<name>.py for a new one")
-    loader: Loader = importlib.import_module(f"tasks.{name.replace('-', '_')}").load
-    return loader
+    return importlib.import_module(f"tasks.{name.replace('-', '_')}")
 
 
 def load_task(name: str, folder: Path, settings: Mapping[str, Any], node: Node) -> Task:

@@ -1,13 +1,19 @@
 """A worker's start against a real MinIO, in this process: what it fetches, loads, links and writes down, and how it fails."""
 
+import contextlib
 import json
 import os
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from minio_handler import MinioModifiedHandler
 from seeding.samples import KNOWN
+from tasks import text_generation
+from tasks.shared.loading import load_tokenizer
 from ts.context import Context
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
@@ -15,6 +21,7 @@ from tests.published import publish
 from tests.services import MinioServer, free_port, running_minio, wait_for
 from tests.torchserve_wire import METRICS_FILE
 from weightless.errors import InvalidRelease, NotEnoughDisk, ReleaseNotFound, SettingsError, StoreUnavailable
+from weightless.locks import locked
 from weightless.release import Release
 
 KNOWN_V1 = KNOWN["falcon-tiny"]
@@ -96,6 +103,52 @@ def test_a_pinned_release_is_fetched_loaded_linked_and_written_down(
     again = start.run(release)
     assert says(again) == KNOWN_V1.sentence
     assert start.ledger["bytes_from_store"] == 0, "a second worker must move no bytes"
+
+
+def test_the_tokenizer_is_loaded_while_the_weights_are_fetched(
+    start: Start, minio_server: MinioServer, samples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = publish(minio_server, "falcon-tiny", samples / "falcon-tiny")
+    partials = start.cache_dir / "partial"
+    partials.mkdir(parents=True)
+    weights = [file for file in release.content.files if file.path.endswith(".safetensors")]
+    seen: list[set[str]] = []
+    prepared = threading.Event()
+
+    def prepare(folder: Path, settings: Any, node: Any) -> Any:
+        tokenizer = load_tokenizer(folder, False)
+        seen.append({path.name for path in folder.iterdir() if path.exists()})
+        prepared.set()
+        return tokenizer
+
+    monkeypatch.setattr(text_generation, "prepare", prepare)
+    with ThreadPoolExecutor(1) as threads:
+        with contextlib.ExitStack() as somebody_else:  # fetches the weights, and is in no hurry
+            for file in weights:
+                somebody_else.enter_context(locked(partials / file.blake3))
+            starting = threads.submit(start.run, release)
+            assert prepared.wait(60), "the tokenizer must not wait for the weights"
+        handler = starting.result()
+    assert seen == [{".weightless.json", *(file.path for file in release.content.files if file not in weights)}]
+    assert says(handler) == KNOWN_V1.sentence
+    phases, within = start.ledger["phases"], start.ledger["during_fetch"]
+    assert 0 < within <= phases["fetch"]
+    again = start.run(release)
+    assert says(again) == KNOWN_V1.sentence
+    assert "during_fetch" not in start.ledger, "nothing is fetched that could be waited for"
+
+
+def test_a_broken_tokenizer_fails_the_load_and_not_the_fetch(
+    start: Start, minio_server: MinioServer, samples: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(samples / "falcon-tiny", folder)
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    release = publish(minio_server, "falcon-tiny", folder)
+    for _ in ("cold", "warm"):
+        with pytest.raises(KeyError, match="added_tokens"):
+            start.run(release)
+        assert start.ledger["failed"] == "load"
 
 
 def test_an_archive_that_follows_the_alias_serves_what_it_points_at(

@@ -115,6 +115,13 @@ class Joinable(Protocol):
 
 
 class Loader(Protocol):
-    """The function `load` of a task's module."""
+    """The function `load` of a task's module. One that has `prepare` takes what that returned as one more argument, or does it
+    itself."""
 
-    def __call__(self, folder: Path, settings: Mapping[str, Any], node: Node) -> Task: ...
+    def __call__(self, folder: Path, settings: Mapping[str, Any], node: Node, *prepared: Any) -> Task: ...
+
+
+class Preparer(Protocol):
+    """The function `prepare` of a task's module, if it has one: what needs no weights, done while they are fetched."""
+
+    def __call__(self, folder: Path, settings: Mapping[str, Any], node: Node) -> Any: ...
