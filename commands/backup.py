@@ -1,4 +1,5 @@
-"""All releases with their files and histories into a folder, and back: the same names, contents, digests and running canaries.
+"""All releases with their files and histories into a folder, and back: the same names, contents, digests, running canaries
+and removals.
 
 The folder is laid out as a node's cache is, so each content lies in it once, a second backup brings only what is new, and a
 node could use it as its CACHE_DIR. Object versions belong to one store; `restore` writes manifests that name the new ones.
@@ -44,16 +45,18 @@ class Trial(_Frozen):
 
 
 class Event(_Frozen):
-    """One value of an alias."""
+    """One value of an alias; without a release its removal."""
 
     at: str
-    release: str
+    release: str | None
     by: str | None
     canary: Trial | None = None
 
     @classmethod
-    def of(cls, at: datetime, alias: Alias) -> Self:
+    def of(cls, at: datetime, alias: Alias | None) -> Self:
         """What the alias said from then on."""
+        if alias is None:
+            return cls(at=at.isoformat(), release=None, by=None)
         tried = alias.canary
         canary = Trial(release=tried.release, percent=tried.percent) if tried else None
         return cls(at=at.isoformat(), release=alias.release, by=alias.by, canary=canary)
@@ -126,7 +129,8 @@ def _digests(releases: list[Release]) -> dict[str, str]:
 
 
 def _history(store: Store, model: str) -> tuple[Event, ...]:
-    return tuple(Event.of(entry.modified, entry.alias) for entry in reversed(store.alias_history(model)) if entry.alias)
+    entries = reversed(store.alias_history(model))
+    return tuple(Event.of(entry.modified, entry.alias) for entry in entries if not entry.error)
 
 
 def _write(path: Path, index: Index) -> None:
@@ -229,13 +233,17 @@ def _plan(store: Store, held: NodeCache, index: Index) -> Plan:
 
 def _point(store: Store, model: str, entry: Model) -> bool:
     """Write the alias's history anew where there is no alias, or where a restore was cut off in it; True if it was done."""
-    wanted = [_restored(event, entry.releases) for event in entry.history if event.release in entry.releases]
-    if store.alias(model) is not None:
-        written = [event.model_copy(update={"at": ""}) for event in _history(store, model)]
-        if written != wanted[: len(written)]:
-            return False
+    there = {None, *entry.releases}
+    wanted = [_restored(event, entry.releases) for event in entry.history if event.release in there]
+    written = [event.model_copy(update={"at": ""}) for event in _history(store, model)]
+    if written == wanted[: len(written)]:
         wanted = wanted[len(written) :]
+    elif store.alias(model) is not None:
+        return False
     for event in wanted:
+        if event.release is None:
+            store.remove_alias(model)
+            continue
         tried = event.canary
         canary = Canary.of(store.release(model, tried.release), tried.percent) if tried else None
         store.put_alias(model, Alias.of(store.release(model, event.release), event.by, canary), store.alias(model))
@@ -244,5 +252,7 @@ def _point(store: Store, model: str, entry: Model) -> bool:
 
 def _restored(event: Event, releases: dict[str, str]) -> Event:
     """The value that is written for an event, whenever that is; a canary that was pruned since is none."""
+    if event.release is None:
+        return event.model_copy(update={"at": ""})
     tried = event.canary if event.canary and event.canary.release in releases else None
     return Event(at="", release=event.release, by=f"{event.by or 'unknown'} (restored)", canary=tried)

@@ -7,7 +7,9 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from tests.services import ROOT, TOOLS
+from tests.services import ROOT, TOOLS, MinioServer, free_port
+
+BY = {"SEED_BY": "anna@desk"}
 
 
 @dataclass(frozen=True)
@@ -41,3 +43,9 @@ def command(environment: dict[str, str], *words: str, stdin: str = "") -> Ran:
     )
     assert "Traceback" not in done.stderr, done.stderr
     return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def run(server: MinioServer, *words: str, **environment: str) -> Ran:
+    """A command on this store, with no agent."""
+    nobody = {"AGENT_URL": f"http://127.0.0.1:{free_port()}"}
+    return command(server.environment | nobody | BY | environment, *words)

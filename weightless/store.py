@@ -233,6 +233,11 @@ class Store:
         condition = {"If-None-Match": "*"} if expected is None else {"If-Match": f'"{expected.etag}"'}
         self._put_if(f"{checked_model(model)}/{ALIAS}", alias.to_json(), condition, f"alias of {model}")
 
+    def remove_alias(self, model: str) -> None:
+        """Let nothing of the model be served from now on; the removal is one more entry of its history."""
+        with self._errors(f"alias of {model}"):
+            self._client.remove_object(self.settings.releases_bucket, f"{checked_model(model)}/{ALIAS}")
+
     def delete_versions(self, versions: Sequence[ObjectVersion]) -> list[ObjectVersion]:
         """Delete them from the bucket of models for good, and return those that object lock keeps."""
         bucket, kept = self.settings.models_bucket, []

@@ -1,0 +1,27 @@
+"""A small model with two releases, for tests of the commands."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.releases import publish
+from tests.services import MinioServer
+from weightless.release import Release
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model folder; what is in it is nobody's business here."""
+    place = tmp_path / "folder"
+    (place / "deep").mkdir(parents=True)
+    (place / "config.json").write_text("{}")
+    (place / "deep/model.safetensors").write_bytes(bytes(range(256)) * 40)
+    return place
+
+
+@pytest.fixture
+def two(minio_server: MinioServer, folder: Path) -> tuple[Release, Release]:
+    """v1, which is served, and v2."""
+    first = publish(minio_server, "tiny", folder)
+    (folder / "config.json").write_text('{"second": true}')
+    return first, publish(minio_server, "tiny", folder, promote=False)
