@@ -1,5 +1,6 @@
 """Seeding as tests want it: one call, in this process, with the real mc and the real hub client."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -57,3 +58,11 @@ def held(store: Store, release: Release) -> dict[str, bytes]:
         with store.open(release.key(file), release.version(file)) as response:
             found[file.path] = response.read()
     return found
+
+
+def change(path: Path) -> None:
+    """Other bytes, same size, and older than before: what a mirror by size and time does not see."""
+    body = bytearray(path.read_bytes())
+    body[-1] ^= 1
+    path.write_bytes(body)
+    os.utime(path, (1_000_000_000, 1_000_000_000))

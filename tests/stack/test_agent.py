@@ -1,19 +1,16 @@
 """The agent with a real MinIO, a real TorchServe and both sample models: what a user of the stack relies on."""
 
-import io
 import json
 import math
 import shutil
 import socket
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import yaml
 from seeding.samples import KNOWN, MEANING
 
 from tests.agent_process import AgentProcess, running_agent
@@ -379,31 +376,7 @@ def test_a_model_that_does_not_fit_twice_is_replaced_without_a_failed_request(
     (agent.folder / "models" / "falcon-tiny.yaml").unlink()
 
 
-# ---- archives and cold starts
-
-
-def test_the_slim_archive_is_small_self_contained_and_pinned(agent: AgentProcess, falcons: dict[str, Release]) -> None:
-    answer = agent.call("GET", "/mar/falcon-tiny")
-    assert answer.headers["Content-Type"] == "application/octet-stream"
-    assert len(answer.raw) < 150_000
-    with zipfile.ZipFile(io.BytesIO(answer.raw)) as archive:
-        names = set(archive.namelist())
-        config = yaml.safe_load(archive.read("model-config.yaml"))["weightless"]
-    assert {"minio_handler.py", "tasks/__init__.py", "weightless/store.py", "MAR-INF/MANIFEST.json"} <= names
-    assert not [name for name in names if "__pycache__" in name or name.endswith(".safetensors")]
-    release = falcons["v1"]
-    assert (config["release"], config["digest"], config["manifest_version"]) == (
-        "v1",
-        release.digest,
-        release.manifest_version,
-    )
-    assert "ledger_dir" not in config
-    follows = agent.call("GET", "/mar/falcon-tiny?release=serving")
-    with zipfile.ZipFile(io.BytesIO(follows.raw)) as archive:
-        config = yaml.safe_load(archive.read("model-config.yaml"))["weightless"]
-    assert config["release"] == "serving"
-    assert "digest" not in config
-    assert agent.call("GET", "/mar/falcon-tiny?release=v99").status == 404
+# ---- cold starts
 
 
 def test_cold_starts_say_how_long_and_how_many_bytes(agent: AgentProcess, falcons: dict[str, Release]) -> None:

@@ -1,17 +1,20 @@
-"""Cold starts as the load test orders them: embedded archives on a stock TorchServe and on the node, one more worker, a slower
-network, files read from the disk; and an embedded model that is held for requests."""
+"""The slim archive that the agent hands out, and cold starts as the load test orders them: embedded archives on a stock TorchServe
+and on the node, one more worker, a slower network, files read from the disk; and an embedded model that is held for requests."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 import threading
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from seeding.samples import KNOWN
 
 from serve.embedded import START_HEADER, embedded_handler
@@ -225,3 +228,26 @@ def test_an_embedded_model_is_held_and_answers(agent: AgentProcess, release: Rel
 
 def test_the_packed_handler_names_the_header_as_we_do() -> None:
     assert embedded_handler.START_HEADER == START_HEADER
+
+
+def test_the_slim_archive_is_small_self_contained_and_pinned(agent: AgentProcess, release: Release) -> None:
+    answer = agent.call("GET", "/mar/falcon-tiny")
+    assert answer.headers["Content-Type"] == "application/octet-stream"
+    assert len(answer.raw) < 150_000
+    with zipfile.ZipFile(io.BytesIO(answer.raw)) as archive:
+        names = set(archive.namelist())
+        config = yaml.safe_load(archive.read("model-config.yaml"))["weightless"]
+    assert {"minio_handler.py", "tasks/__init__.py", "weightless/store.py", "MAR-INF/MANIFEST.json"} <= names
+    assert not [name for name in names if "__pycache__" in name or name.endswith(".safetensors")]
+    assert (config["release"], config["digest"], config["manifest_version"]) == (
+        "v1",
+        release.digest,
+        release.manifest_version,
+    )
+    assert "ledger_dir" not in config
+    follows = agent.call("GET", "/mar/falcon-tiny?release=serving")
+    with zipfile.ZipFile(io.BytesIO(follows.raw)) as archive:
+        config = yaml.safe_load(archive.read("model-config.yaml"))["weightless"]
+    assert config["release"] == "serving"
+    assert "digest" not in config
+    assert agent.call("GET", "/mar/falcon-tiny?release=v99").status == 404

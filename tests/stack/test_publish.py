@@ -1,7 +1,6 @@
 """Publication against a real MinIO with the real mc: what a folder becomes, and that no wrong release can come of it."""
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +12,10 @@ from seeding.mc import configured_mc
 from seeding.prune import prune
 from seeding.upload import McUploader
 
-from tests.seeding import broken, contents, copy, held, seed, seed_settings
+from tests.seeding import broken, change, contents, copy, held, seed, seed_settings
 from tests.services import MinioServer, tool
-from weightless.errors import Conflict, InvalidFolder, ModelNotFound, NotEnoughDisk, StoreError, VerificationFailed
-from weightless.publish import Published, Source, Upload, Uploader, point_alias, publish_bucket, publish_folder, visible
+from weightless.errors import ModelNotFound, NotEnoughDisk, StoreError, VerificationFailed
+from weightless.publish import Published, Source, Upload, Uploader, point_alias, publish_folder, visible
 from weightless.release import Alias, Canary, ReleaseSettings
 from weightless.store import Store
 
@@ -46,14 +45,6 @@ def publish(server: MinioServer, folder: Path, wrap: Callable[[Uploader], Upload
     with configured_mc(server.settings, tool("mc")) as mc:
         upload = wrap(McUploader(mc, "models"))
         return publish_folder(server.store(), MODEL, Source(folder, files), SETTINGS, {"folder": "x"}, upload)
-
-
-def change(path: Path) -> None:
-    """Other bytes, same size, and older than before: what a mirror by size and time does not see."""
-    body = bytearray(path.read_bytes())
-    body[-1] ^= 1
-    path.write_bytes(body)
-    os.utime(path, (1_000_000_000, 1_000_000_000))
 
 
 # ---- what a folder becomes
@@ -318,63 +309,6 @@ def test_the_alias_ends_at_the_later_of_two(minio_server: MinioServer, store: St
     store.put_alias = late  # type: ignore[method-assign]
     assert point_alias(store, first, "us") is False
     assert store.serving(MODEL).name == "v2"
-
-
-# ---- from the bucket
-
-
-def upload_all(server: MinioServer, folder: Path) -> None:
-    for path, body in contents(folder).items():
-        server.put("models", f"{MODEL}/{path}", body)
-
-
-def test_what_lies_in_the_bucket_becomes_a_release(minio_server: MinioServer, store: Store, folder: Path) -> None:
-    upload_all(minio_server, folder)
-    minio_server.put("models", f"{MODEL}/.git/HEAD", b"x")
-    minio_server.put("models", f"{MODEL}/gone.json", b"{}")
-    minio_server.client().remove_object("models", f"{MODEL}/gone.json")
-    seeded = seed(minio_server, MODEL, "bucket")
-    assert (seeded.release, seeded.uploaded) == ("v1", 0)
-    assert held(store, store.serving(MODEL)) == contents(folder)
-    assert seed(minio_server, MODEL, "bucket").new is False
-    change(folder / SHARD)
-    minio_server.put("models", f"{MODEL}/{SHARD}", (folder / SHARD).read_bytes())
-    assert seed(minio_server, MODEL, "bucket").release == "v2"
-    assert held(store, store.serving(MODEL)) == contents(folder)
-
-
-def test_a_folder_and_the_bucket_that_it_was_uploaded_to_are_one_release(
-    minio_server: MinioServer, folder: Path
-) -> None:
-    first = seed(minio_server, MODEL, folder)
-    second = seed(minio_server, MODEL, "bucket")
-    assert (second.release, second.new) == (first.release, False)
-
-
-def test_an_incomplete_folder_in_the_bucket_is_refused(minio_server: MinioServer, store: Store, folder: Path) -> None:
-    upload_all(minio_server, folder)
-    minio_server.put("models", f"{MODEL}/{SHARD}", (folder / SHARD).read_bytes()[:-10])
-    with pytest.raises(
-        InvalidFolder, match=rf"models/{MODEL}: {SHARD}: required 952080 bytes by its header, found 952070"
-    ):
-        seed(minio_server, MODEL, "bucket")
-    minio_server.client().remove_object("models", f"{MODEL}/{SHARD}")
-    with pytest.raises(InvalidFolder, match=rf"missing {SHARD}"):
-        seed(minio_server, MODEL, "bucket")
-    assert store.releases(MODEL) == []
-    with pytest.raises(InvalidFolder, match=r"required a model below nothing/, found nothing"):
-        seed(minio_server, "nothing", "bucket")
-
-
-def test_a_bucket_that_changes_while_it_is_read_is_not_published(
-    minio_server: MinioServer, store: Store, folder: Path
-) -> None:
-    upload_all(minio_server, folder)
-    versions = visible(store.object_versions(MODEL))
-    minio_server.put("models", f"{MODEL}/{SHARD}", b"the next upload began")
-    with pytest.raises(Conflict, match="changed while it was read"):
-        publish_bucket(store, MODEL, versions, SETTINGS, {})
-    assert store.releases(MODEL) == []
 
 
 # ---- refusals, and what is deleted
