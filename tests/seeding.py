@@ -10,7 +10,7 @@ from seeding.settings import SeedSettings
 
 from tests.services import ROOT, MinioServer, tool
 from weightless.errors import WeightlessError
-from weightless.fetch import read_back
+from weightless.fetch.readback import read_back
 from weightless.release import Release
 from weightless.store import Store
 

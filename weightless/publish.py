@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from weightless.digests import Digests, blake3_of_file
 from weightless.errors import Conflict, InvalidRelease, StoreError, VerificationFailed
-from weightless.fetch import read_back
+from weightless.fetch.readback import read_back
 from weightless.paths import checked_path, release_number
 from weightless.release import Alias, Content, FileEntry, Location, Release, ReleaseSettings
 from weightless.store import ObjectVersion, Store

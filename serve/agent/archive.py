@@ -36,6 +36,7 @@ STARTUP_SLACK_S = (
     5  # TorchServe kills a worker this much later than the agent gives up, so that the agent says why it ended
 )
 FOLLOW_ALIAS = "serving"
+_NOT_FOR_HANDLERS = {"weightless/publish.py", "weightless/modelfile.py", "weightless/fetch/readback.py"}
 
 
 class ArchiveFailed(WeightlessError):
@@ -182,7 +183,7 @@ async def archiver(
 
 
 def _read(handler_dir: Path) -> dict[Path, bytes]:
-    """What goes in besides the two files of `_Base`, by its path in the archive: no caches or hidden files."""
+    """What goes in besides the two files of `_Base`, by its path in the archive: no caches, hidden files, or what publishes."""
     if not (handler_dir / HANDLER_FILE).is_file():
         raise SettingsError(f"HANDLER_DIR: required {HANDLER_FILE} in {handler_dir}, found none")
     found = {}
@@ -190,7 +191,8 @@ def _read(handler_dir: Path) -> dict[Path, bytes]:
         for path in [source] if source.is_file() else sorted(source.rglob("*")):
             inside = path.relative_to(source.parent)
             hidden = any(part == "__pycache__" or part[0] == "." for part in inside.parts)
-            if not hidden and path.suffix != ".pyc" and path.is_file():
+            unused = str(inside) in _NOT_FOR_HANDLERS
+            if not (hidden or unused) and path.suffix != ".pyc" and path.is_file():
                 found[inside] = path.read_bytes()
     return found
 

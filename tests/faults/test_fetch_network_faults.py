@@ -28,7 +28,8 @@ from tests.services import MinioServer, free_port
 from weightless.errors import (
     FetchFailed,
 )
-from weightless.fetch import Progress, read_back
+from weightless.fetch import Progress
+from weightless.fetch.readback import read_back
 
 IN_FLIGHT = FETCH.fetch_connections * MIB  # what an interruption may cost: the parts that were on their way
 

@@ -1,5 +1,6 @@
 """Slim archives from one kept base: what another release, model or an edited handler must still change."""
 
+import ast
 import asyncio
 import json
 import shutil
@@ -53,6 +54,22 @@ def test_another_release_needs_no_archiver_and_says_its_own_name(
     assert (config["weightless"]["model"], config["minWorkers"]) == ("n", 3)
     assert {name for name in first if first[name] != other[name]} == {"model-config.yaml", "MAR-INF/MANIFEST.json"}
     assert {"minio_handler.py", "tasks/__init__.py", "weightless/__init__.py"} <= first.keys() == other.keys()
+
+
+def test_it_holds_every_module_of_ours_that_its_modules_import(handler: Path, tmp_path: Path) -> None:
+    held = {name for name in build(handler, tmp_path / "a.mar") if name.endswith(".py")}
+    modules = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in held}
+    assert not {"weightless.publish", "weightless.modelfile", "weightless.fetch.readback"} & modules
+    with zipfile.ZipFile(tmp_path / "a.mar") as mar:
+        for name in held:
+            imports = [node for node in ast.walk(ast.parse(mar.read(name))) if isinstance(node, ast.ImportFrom)]
+            named = {str(node.module) for node in imports} | {
+                f"{node.module}.{alias.name}"
+                for node in imports
+                for alias in node.names
+                if (ROOT / str(node.module).replace(".", "/") / f"{alias.name}.py").is_file()
+            }
+            assert {module for module in named if module.split(".")[0] == "weightless"} <= modules, name
 
 
 def test_an_edited_handler_is_in_the_next_archive(handler: Path, tmp_path: Path) -> None:
