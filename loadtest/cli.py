@@ -10,11 +10,12 @@ from typing import Any
 from loadtest import results, tables, terminal
 from loadtest.agent import Agent
 from loadtest.errors import InvalidOption, LoadtestError
-from loadtest.options import NAMES, Options, ServedModels, add_arguments
+from loadtest.options import NAMES, Options, ServedModels, add_arguments, to_start
 from loadtest.profiles import PROFILES, Profile
 from loadtest.runner import Limits, Run, gates, say
 from loadtest.session import Session
 from loadtest.settings import LoadtestSettings
+from loadtest.users.coldstart import ColdStartUser
 from weightless.errors import WeightlessError
 
 FAILED, CANNOT = 1, 2
@@ -80,8 +81,10 @@ def _check(options: Namespace) -> None:
 
 
 def _run(settings: LoadtestSettings, options: Namespace, profile: Profile) -> int:
-    session = Session(settings)
-    status = Agent(settings.url, settings.headers()).status()
+    session, agent = Session(settings), Agent(settings.url, settings.headers())
+    status = agent.status()
+    if any(stage.user is ColdStartUser for stage in profile.stages):
+        to_start(Options.read(options), agent.releases())  # not after the minutes of the stages before it
     say(f"{profile.name}: {profile.about}\nagent {status.version} at {settings.url}, serving "
         + (", ".join(f"{m.name} {m.release}" for m in status.models if m.ready) or "nothing yet"))  # fmt: skip
     load, cores = os.getloadavg()[0], os.cpu_count() or 1

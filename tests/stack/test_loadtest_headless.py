@@ -14,7 +14,7 @@ import pytest
 
 from tests.services import ROOT
 from tests.stack import fake_slow_agent as fake
-from tests.stack.test_locust_ui import KEY, fake_agent
+from tests.stack.test_locust_ui import KEY, fake_agent, get
 
 
 def loadtest(agent: str, out: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -164,6 +164,17 @@ def test_a_model_that_is_not_served(tmp_path: Path) -> None:
         run = loadtest(agent, tmp_path / "out", "--profile", "soak", "--seconds", "1", "--model", "falcon-7b")
     assert run.returncode == 2
     assert "required model 'falcon-7b' to be served (task text-generation), found falcon-tiny" in run.stderr
+
+
+def test_a_release_that_the_model_has_not_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    with fake_agent(tmp_path) as agent:
+        run = loadtest(agent, tmp_path / "out", "--profile", "quick", "--cold-start-release", "v9")
+        assert json.loads(get(f"{agent}/status"))["served"] == 0
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1] == (
+        "loadtest: cold_start_release: required a release of falcon-tiny (v2, v1), found 'v9'"
+    )
+    assert "Traceback" not in run.stderr
 
 
 def test_open_loop_keeps_its_rate_and_counts_from_when_a_request_was_due(tmp_path: Path) -> None:
