@@ -10,27 +10,23 @@ been read. How bytes get into the bucket is the caller's: `upload` is a callable
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
 
 from weightless.digests import Digests, blake3_of_file
 from weightless.errors import Conflict, InvalidRelease, StoreError, VerificationFailed
 from weightless.fetch.readback import read_back
+from weightless.lanes import Lanes, Progress
 from weightless.paths import checked_path, release_number
 from weightless.release import Alias, Content, FileEntry, Location, Release, ReleaseSettings
 from weightless.store import ObjectVersion, Store
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-R = TypeVar("R")
 
 #: files below this size go to the bucket together: starting a program for each would cost more than they do
 SMALL = 64 << 20
-#: files (or groups of small ones) on their way at a time. While one is uploaded another is hashed or read back
-LANES = 3
 
 
 @dataclass(frozen=True)
@@ -45,8 +41,6 @@ class Upload:
 #: upload(files, moved) puts all files into the bucket of models, and raises a StoreError if it could not. It calls `moved`
 #: often, with the bytes moved since the last call; an exception from there means that it must stop. Several threads call it.
 Uploader = Callable[[Sequence[Upload], Callable[[int], None]], None]
-#: progress(step, bytes) with step "hash", "upload" or "verify"; called often, from several threads
-Progress = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,7 @@ def publish_folder(
         StoreError: the store, or what `upload` raises.
     """
     holdings = Holdings.of(store, model)
-    lanes = _Lanes(progress)
+    lanes = Lanes(progress)
     securing = _Securing(store, model, source, holdings, upload, lanes.progress)
     placed = [one for batch in lanes.run(securing.secure, _batches(source.paths)) for one in batch]
     return _write(store, model, placed, settings, origin, holdings, securing.uploaded)
@@ -105,7 +99,7 @@ def publish_bucket(
         Conflict: the folder changed in the bucket meanwhile; what would be released might be a mixture.
     """
     holdings = Holdings.of(store, model)
-    lanes = _Lanes(progress)
+    lanes = Lanes(progress)
 
     def place(version: ObjectVersion) -> tuple[FileEntry, str]:
         digests = holdings.known.get((version.key, version.version_id))
@@ -147,7 +141,7 @@ def publish_release(
                 f"release {name} of {model}: its manifest is in the store, object versions that it names are not"
             )
         return there
-    lanes = _Lanes(progress)
+    lanes = Lanes(progress)
     securing = _Securing(store, model, source, holdings, upload, lanes.progress)
     placed = dict(one for batch in lanes.run(securing.secure, _batches(source.paths)) for one in batch)
     wrong = [file.path for file in content.files if file not in placed]
@@ -371,35 +365,3 @@ def _batches(sizes: Mapping[str, int]) -> list[list[str]]:
     small = [path for path, size in sizes.items() if size < SMALL]
     large = [[path] for path, size in sizes.items() if size >= SMALL]
     return [small, *large] if small else large
-
-
-class _Stopped(Exception):
-    """Another lane failed, or the user stopped it."""
-
-
-class _Lanes:
-    """Runs work side by side; the first failure, or an interrupt, stops all of it at its next progress."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
-        self._stop = threading.Event()
-
-    def progress(self, step: str, count: int) -> None:
-        if self._stop.is_set():
-            raise _Stopped
-        if self._progress is not None:
-            self._progress(step, count)
-
-    def run(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        """Results in the order of the items, or the first failure."""
-        pool = ThreadPoolExecutor(LANES, "publish")
-        try:
-            futures = [pool.submit(work, item) for item in items]
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            failures = [error for future in done if (error := future.exception())]
-            if failures:
-                raise next((error for error in failures if not isinstance(error, _Stopped)), failures[0])
-            return [future.result() for future in futures]
-        finally:
-            self._stop.set()  # nothing runs any more unless something failed
-            pool.shutdown(cancel_futures=True)

@@ -36,7 +36,9 @@ STARTUP_SLACK_S = (
     5  # TorchServe kills a worker this much later than the agent gives up, so that the agent says why it ended
 )
 FOLLOW_ALIAS = "serving"
-_NOT_FOR_HANDLERS = {"weightless/publish.py", "weightless/modelfile.py", "weightless/fetch/readback.py"}
+_NOT_FOR_HANDLERS = {
+    f"weightless/{module}.py" for module in ("publish", "lanes", "modelfile", "fetch/readback")
+}  # they publish, or are the agent's
 
 
 class ArchiveFailed(WeightlessError):
