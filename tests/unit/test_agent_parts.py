@@ -16,6 +16,7 @@ from serve.agent.memory import Memory
 from serve.agent.settings import ROOT, AgentSettings, child_environment
 from serve.agent.smoke import request_body, wrong_with
 from serve.agent.starts import failure_reason, log_position, read_ledger
+from serve.agent.torchserve import environment_of
 from weightless.errors import SettingsError
 
 
@@ -32,6 +33,21 @@ def test_beyond_this_machine_only_with_a_key(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(SettingsError, match=r"BIND=0\.0\.0\.0 .* required API_KEY"):
         settings(monkeypatch, BIND="0.0.0.0")
     assert settings(monkeypatch, BIND="0.0.0.0", API_KEY="k").key() == "k"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "1000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+    ],
+)
+def test_workers_threads_sleep_soon_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ours: dict[str, str], theirs: dict[str, str]
+) -> None:
+    environment = environment_of(settings(monkeypatch, **ours), tmp_path)
+    assert {name: value for name, value in environment.items() if name.startswith(("GOMP_", "OMP_WAIT"))} == theirs
 
 
 @pytest.mark.parametrize("bind", ["127.0.0.1", "localhost", "::1", "127.9.9.9"])
