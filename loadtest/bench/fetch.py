@@ -213,7 +213,7 @@ def measure(bench: Bench, server: BenchServer, workload: Workload, peers: Path) 
 def _empty(folder: Path, aside: Path | None = None) -> Iterator[None]:
     """An empty folder for one sample. `aside`: where to keep it afterwards, instead of deleting it.
 
-    Where ext4 has no journal, as here, it gives out no inode that was deleted in the last minutes, and to make a file it looks at
+    Where ext4 has no journal it gives out no inode that was deleted in the last minutes, and to make a file it looks at
     each of them in the block group: where the sample before had been deleted, clients took 1.4 to 1.8 s of system time more.
     """
     shutil.rmtree(folder, ignore_errors=True)
