@@ -155,6 +155,9 @@ class FakeNode:
         await asyncio.sleep(0.1)
         if not self.up:
             raise SmokeTestFailed("nobody answers")
+        version = self.versions.get(target.version)
+        if version is not None and version.pid in self.dead:
+            raise SmokeTestFailed("its worker died after it was ready")
         if not self.answers(target.version):
             self.wrong.append(f"{target.version} was tested before it was ready")
         if self.bad.get(release.name) == "smoke":
