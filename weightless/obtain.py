@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 _CODE = (".py", ".pyc", ".pyo", ".so", ".pth")
 _WEIGHTS = ".safetensors"
-_LOOK_AGAIN = 0.01  # seconds between looks at whether all but the weights is there
+# Between looks at whether all but the weights is there: seconds at least, and times what a look took, which for thousands of
+# files would otherwise be most of what this process does while it fetches them.
+_LOOK_AGAIN_S, _LOOK_AGAIN_TIMES = 0.01, 20
 
 
 @dataclass(frozen=True)
@@ -173,8 +175,11 @@ def _fetch(
     first = [file for file in release.content.files if not file.path.endswith(_WEIGHTS)]
     with ThreadPoolExecutor(1, "fetch") as threads:
         fetching = threads.submit(fetch_release, store, cache, release, settings=settings)
-        while not fetching.done() and any(not file.path.endswith(_WEIGHTS) for file in cache.missing(release)):
-            wait([fetching], _LOOK_AGAIN)
+        while not fetching.done():
+            looked = time.monotonic()
+            if all(file.path.endswith(_WEIGHTS) for file in cache.missing(release)):
+                break
+            wait([fetching], max(_LOOK_AGAIN_S, _LOOK_AGAIN_TIMES * (time.monotonic() - looked)))
         if not fetching.done():
             began = time.monotonic()
             cache.link(release, first)
