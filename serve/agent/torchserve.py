@@ -29,10 +29,9 @@ _BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0)
 GIVE_UP_AFTER = len(_BACKOFF_S)
 # What TorchServe adds to its workers' environment. The zygote must have been started with it, or it may not fork them.
 _WORKERS_GET = {"TS_DECODE_INPUT_REQUEST": "true", "TS_IPEX_ENABLE": "false", "TS_IPEX_GPU_ENABLE": "false"}
-# How many turns an OpenMP thread spins for the others before it sleeps; 300,000 is libgomp's own. Where two workers have as many
-# threads as there are processors, those that spin keep the others from running: docs/decisions/0011.
-_SPIN = "GOMP_SPINCOUNT"
-_SPIN_TURNS = "1000"
+# Threads that sleep where they would spin for the others, 300,000 turns (libgomp) and 2^26 cycles (OpenBLAS): where two workers have
+# as many threads as there are processors, those that spin keep the others from running. See docs/decisions/0011.
+_SLEEP = {"GOMP_SPINCOUNT": "1000", "OPENBLAS_THREAD_TIMEOUT": "4"}
 
 
 class TorchServeFailed(WeightlessError):
@@ -190,9 +189,7 @@ def environment_of(settings: AgentSettings, temp: Path) -> dict[str, str]:
     )
     for name in ("PYTHONPATH", "TS_CONFIG_FILE"):  # the second would win over our own file
         environment.pop(name, None)
-    if "OMP_WAIT_POLICY" not in environment:
-        environment.setdefault(_SPIN, _SPIN_TURNS)
-    return environment
+    return environment if "OMP_WAIT_POLICY" in environment else _SLEEP | environment
 
 
 def _torchserve_home() -> Path:

@@ -38,8 +38,8 @@ def test_beyond_this_machine_only_with_a_key(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        ({}, {"GOMP_SPINCOUNT": "1000"}),
-        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({}, {"GOMP_SPINCOUNT": "1000", "OPENBLAS_THREAD_TIMEOUT": "4"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7", "OPENBLAS_THREAD_TIMEOUT": "4"}),
         ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
     ],
 )
@@ -47,7 +47,7 @@ def test_workers_threads_sleep_soon_unless_told_otherwise(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ours: dict[str, str], theirs: dict[str, str]
 ) -> None:
     environment = environment_of(settings(monkeypatch, **ours), tmp_path)
-    assert {name: value for name, value in environment.items() if name.startswith(("GOMP_", "OMP_WAIT"))} == theirs
+    assert {name: value for name, value in environment.items() if name.startswith(("GOMP_", "OMP_WAIT", "OPENBLAS_"))} == theirs
 
 
 @pytest.mark.parametrize("bind", ["127.0.0.1", "localhost", "::1", "127.9.9.9"])
