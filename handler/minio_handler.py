@@ -26,6 +26,7 @@ from tasks.shared.policy import NodePolicy
 from ts.handler_utils.utils import send_intermediate_predict_response
 from ts.torch_handler.base_handler import BaseHandler
 
+from weightless.held import held_tokenizer
 from weightless.ledger import Ledger
 from weightless.obtain import Obtained, Pin, link_into, obtain
 from weightless.release import Release
@@ -104,6 +105,8 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
 
         def meanwhile(release: Release, folder: Path) -> None:
             settings = release.content.settings.model_dump()
+            if self._held(release, config):
+                return
             with contextlib.suppress(Exception):  # `load` will do it again, and say what is wrong
                 if (prepare := find_preparer(settings["task"])) is not None:
                     prepared.append(prepare(folder, settings, self._node(context, config)[0]))
@@ -118,6 +121,9 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
             link_into(obtained, Path(context.system_properties["model_dir"]), code=node.allow_remote_code)
         with ledger.phase("import"):
             load = find_task(settings["task"])
+            if held := self._held(obtained.release, config):
+                prepared = held
+                ledger.note(tokenizer="held by the zygote")
         with ledger.phase("load"):
             self.task = load(obtained.folder, settings, node, *prepared)
         if node.continuous and isinstance(self.task, Joinable):
@@ -125,6 +131,13 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
         self.model = getattr(self.task, "model", None)
         ledger.note(task=settings["task"], device_reason=why, **self.task.facts)
         return obtained
+
+    @staticmethod
+    def _held(release: Release, config: Mapping[str, Any]) -> list[Any]:
+        """What the task's `prepare` would return, if the zygote has it. Not for a start with a cache of its own: that measures a
+        node which never had the release."""
+        tokenizer = None if config.get("cache_dir") else held_tokenizer(release)
+        return [] if tokenizer is None else [tokenizer]
 
     @staticmethod
     def _node(context: Any, config: Mapping[str, Any]) -> tuple[Node, str]:

@@ -118,6 +118,7 @@ class FakeNode:
             management=self,
             session=None,
             warm=self._warm,
+            hold=self._hold,
             free_memory=lambda: Free(1 << 40),
         )
 
@@ -137,6 +138,9 @@ class FakeNode:
         self.cached.add(release.name)
 
     async def _warm(self, folder: Path, task: str) -> None:
+        await asyncio.sleep(0.1)
+
+    async def _hold(self, owner: str, release: Release | None) -> None:
         await asyncio.sleep(0.1)
 
     # ---- the archiver, the workers' processes, the smoke test

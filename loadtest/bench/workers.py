@@ -1,7 +1,7 @@
 """Several workers of one slim MAR on the node: the bytes that they fetch, and the memory that they take.
 
-They are registered with TorchServe beside what the agent serves, with a cache of their own that is empty, so that nobody else
-maps their weights.
+They are registered with TorchServe beside what the agent serves: cold with a cache of their own, for their memory with the node's,
+where nobody else maps their weights.
 """
 
 import asyncio
@@ -41,43 +41,44 @@ def bytes_of_cold_workers(measured: Measured, count: int) -> tuple[int, float]:
     async def run() -> tuple[int, float]:
         store = Store(measured.node.store)
         before = store.bytes_sent("models")
-        async with _registered(measured, count) as (_, seconds, _cache):
-            return store.bytes_sent("models") - before, seconds
+        with tempfile.TemporaryDirectory(dir=measured.node.run, prefix="workers-") as cache:
+            async with _registered(measured, count, Path(cache).resolve()) as (_, seconds):
+                return store.bytes_sent("models") - before, seconds
 
     return asyncio.run(run())
 
 
 def memory_of_workers(measured: Measured, count: int, requests: int) -> list[Mapped]:
-    """Memory of each of so many workers after `requests` requests for each of them."""
+    """Memory of each of so many workers after `requests` requests for each of them, on a node that has had the release before."""
+    measured.cold_start(variant="slim", cache="warm")
+    blobs = (measured.node.run / "cache" / "blobs").resolve()
 
     async def run() -> list[Mapped]:
-        async with _registered(measured, count) as (pids, _, cache):
+        async with _registered(measured, count, None) as (pids, _):
             await _ask(measured, count, requests)
-            return [mapped(Path(f"/proc/{pid}/smaps").read_text(), str(cache)) for pid in pids]
+            return [mapped(Path(f"/proc/{pid}/smaps").read_text(), str(blobs)) for pid in pids]
 
     return asyncio.run(run())
 
 
 @contextlib.asynccontextmanager
-async def _registered(measured: Measured, count: int) -> AsyncIterator[tuple[list[int], float, Path]]:
-    """That many workers, READY: their process ids, the seconds from the registration, and their cache."""
+async def _registered(measured: Measured, count: int, cache: Path | None) -> AsyncIterator[tuple[list[int], float]]:
+    """That many workers, READY: their process ids, and the seconds from the registration. `cache`: None for the node's."""
     node, name = measured.node, _name(measured)
     settings = load_model_file(ROOT / "config" / "models", measured.model).node.model_copy(update={"workers": count})
     release = Store(node.store).release(measured.model, measured.release)
     archive = node.run / "serve" / "model-store" / f"{name}.mar"
-    with tempfile.TemporaryDirectory(dir=node.run, prefix="workers-") as temp:
-        cache = Path(temp).resolve()
-        slim = SlimArchive(measured.model, release.name, settings, release, cache)
-        await build_slim(slim, ROOT / "handler", archive)
-        async with Management(node.management) as management:
-            try:
-                began = time.monotonic()
-                await management.register(archive.name, name, count, _START_S)
-                pids = await _until_ready(management, name, release.name, count)
-                yield pids, time.monotonic() - began, cache
-            finally:
-                await management.unregister(name, release.name)
-                archive.unlink()
+    slim = SlimArchive(measured.model, release.name, settings, release, cache)
+    await build_slim(slim, ROOT / "handler", archive)
+    async with Management(node.management) as management:
+        try:
+            began = time.monotonic()
+            await management.register(archive.name, name, count, _START_S)
+            pids = await _until_ready(management, name, release.name, count)
+            yield pids, time.monotonic() - began
+        finally:
+            await management.unregister(name, release.name)
+            archive.unlink()
 
 
 def _name(measured: Measured) -> str:

@@ -38,6 +38,8 @@ from serve.agent.upstream import Upstream
 from serve.agent.warmth import first_imports, imports_of
 from serve.zygote.supervisor import Zygote
 from weightless.cache import NodeCache
+from weightless.held import tokenizer_key
+from weightless.release import Release
 from weightless.settings import CacheSettings, StoreSettings
 from weightless.store import Store
 
@@ -76,8 +78,14 @@ async def run(settings: AgentSettings) -> None:
         async def warm(release_folder: Path, task: str) -> None:
             await zygote.warm(imports_of(release_folder, task))
 
+        async def hold(owner: str, release: Release | None) -> None:
+            if release is None:
+                await zygote.hold(owner, None, cache.root)
+            else:
+                await zygote.hold(owner, tokenizer_key(release), cache.folder(release))
+
         tools = Tools(
-            settings, Store(StoreSettings.load()), cache, memory, management, session, warm,
+            settings, Store(StoreSettings.load()), cache, memory, management, session, warm, hold,
             partial(free_memory, device.kind == "cuda"),
         )  # fmt: skip
         table = RoutingTable(settings.max_inflight, settings.hold_seconds)

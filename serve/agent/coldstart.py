@@ -161,11 +161,12 @@ class ColdStarts:
             doing.step = "starting"
             starting = Starting(ground, registered, release, node, self._tools, order.prompt)
             stack.push_async_callback(starting.take_away)
+            measured = await starting.start()
+            if order.form == "slim":
+                await self._tools.hold(SUFFIX, release)
             if order.variant == "worker":
-                await starting.start()
                 measured = await starting.one_more()
             else:
-                measured = await starting.start()
                 if order.form != "slim" and ground.here and not measured["forked"]:
                     raise WeightlessError(
                         f"cold start of {order.model}: required a worker forked by the zygote, found one started the stock way; "

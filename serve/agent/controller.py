@@ -321,6 +321,7 @@ class Controller:
         lane.phases = await asyncio.to_thread(rollout.phases)
         if lane is self.current:
             await asyncio.to_thread(self._tools.memory.remember, rollout.release)
+            await self._tools.hold(self.model, rollout.release)
 
     def _refuse(self, lane: Lane, wanted: Wanted | None, error: WeightlessError, recovering: bool) -> None:
         lane.refuse(wanted, error, recovering)
@@ -338,6 +339,7 @@ class Controller:
         self.route.current, self.route.why = None, why
         if old is not None:
             await asyncio.to_thread(self._tools.memory.forget, self.model)
+            await self._tools.hold(self.model, None)
             self._retire_later(old)
 
     def _retire_later(self, old: Target | None) -> None:

@@ -89,6 +89,9 @@ class Tools:
     warm: Callable[
         [Path, str], Awaitable[None]
     ]  # have the zygote import what the release in a folder needs, for its task
+    hold: Callable[
+        [str, Release | None], Awaitable[None]
+    ]  # have it hold, for who is named, the tokenizer of a release that has answered
     free_memory: Callable[[], Free]
 
 

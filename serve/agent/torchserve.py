@@ -29,7 +29,7 @@ _BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0)
 GIVE_UP_AFTER = len(_BACKOFF_S)
 # What TorchServe adds to its workers' environment. The zygote must have been started with it, or it may not fork them.
 _WORKERS_GET = {"TS_DECODE_INPUT_REQUEST": "true", "TS_IPEX_ENABLE": "false", "TS_IPEX_GPU_ENABLE": "false"}
-# Threads that sleep where they would spin for the others, 300,000 turns (libgomp) and 2^26 cycles (OpenBLAS): where two workers have
+# Threads sleep where they would spin for the others, 300,000 turns (libgomp) and 2^26 cycles (OpenBLAS): where two workers have
 # as many threads as there are processors, those that spin keep the others from running. See docs/decisions/0011.
 _SLEEP = {"GOMP_SPINCOUNT": "1000", "OPENBLAS_THREAD_TIMEOUT": "4"}
 

@@ -72,7 +72,8 @@ class Zygote:
         self._keeper: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()  # the imports are done, or have failed
         self._heard = 0.0  # when it last said anything, on the loop's clock
-        self._importing = 0  # how many orders to import more it has not carried out
+        self._importing = 0  # how many orders to take in more it has not carried out
+        self._held: dict[str, tuple[str, Path]] = {}  # by owner: a tokenizer's key, and the folder to read it from
 
     @property
     def interpreter(self) -> str:
@@ -105,6 +106,15 @@ class Zygote:
         if new and self._process is not None and self._process.stdin is not None:
             self._importing += 1
             await self._say(self._process, new)
+
+    async def hold(self, owner: str, key: str | None, folder: Path) -> None:
+        """Hold the tokenizer in the folder for coming workers, instead of the one held for this owner before; no key: none."""
+        before = set(self._held.values())
+        self._held.pop(owner, None)
+        if key is not None:
+            self._held[owner] = (key, folder)
+        if set(self._held.values()) != before and self._settled.is_set():
+            await self._say_held()
 
     async def stop(self) -> None:
         """End it, and with it every worker it forked: stop TorchServe before."""
@@ -154,7 +164,10 @@ class Zygote:
             try:
                 async for line in process.stdout:
                     self._heard = asyncio.get_running_loop().time()
+                    starting = not self._settled.is_set()
                     failure = self._note(line) or failure
+                    if starting and self._settled.is_set() and self._held:  # by the process before this one
+                        await self._say_held()
                 code = await process.wait()
             except ValueError:  # of asyncio, for a line without an end
                 return f"a package that it imports printed a line of more than {_LONGEST_LINE >> 20} MiB"
@@ -187,8 +200,13 @@ class Zygote:
                 log.info("zygote: it answers again")
                 self._set(state="running", reason=None)
 
+    async def _say_held(self) -> None:
+        if self._process is not None:
+            self._importing += 1
+            await self._say(self._process, {key: str(folder) for key, folder in self._held.values()})
+
     @staticmethod
-    async def _say(process: asyncio.subprocess.Process, wanted: list[str]) -> None:
+    async def _say(process: asyncio.subprocess.Process, wanted: list[str] | dict[str, str]) -> None:
         if process.stdin is not None:
             with contextlib.suppress(ConnectionError):  # it just died: the next one is started with all that is wanted
                 process.stdin.write(json.dumps(wanted).encode() + b"\n")
@@ -209,6 +227,10 @@ class Zygote:
             log.info("zygote: ready, %s modules in %s s", told["modules"], told["seconds"])
             for failed in told["failed"]:
                 log.warning("zygote: cannot import %s", failed)
+        elif event == "held":
+            self._importing -= 1
+            for failed in told["failed"]:
+                log.warning("zygote: cannot hold the %s", failed)
         elif event == "forked":
             self._set(forked=self.status.forked + 1)
         elif event == "refused":

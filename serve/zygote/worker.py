@@ -22,7 +22,10 @@ PR_SET_PDEATHSIG = 1
 # count, and so copies their pages.
 OURS = (
     "serve",
-    *(f"serve.zygote{name}" for name in ("", ".compiled", ".fitness", ".imports", ".protocol", ".worker", ".zygote")),
+    *(
+        f"serve.zygote{name}"
+        for name in ("", ".compiled", ".fitness", ".imports", ".protocol", ".tokenizers", ".worker", ".zygote")
+    ),
 )
 LIBC = ctypes.CDLL(None, use_errno=True)
 

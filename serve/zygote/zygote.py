@@ -13,11 +13,13 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from serve.zygote import fitness, protocol, worker
+from serve.zygote import fitness, protocol, tokenizers, worker
 from serve.zygote.imports import import_all
 from serve.zygote.protocol import Start
 
@@ -60,7 +62,7 @@ class Zygote:
         """The imports of the start. Leaves the process when it is unfit after them."""
         gc.disable()
         try:
-            self.load(wanted)
+            self.take_in("ready", partial(import_all, wanted))
         except ImportError as error:
             self.unfit = f"cannot import {error}"
         if self.unfit:
@@ -68,12 +70,12 @@ class Zygote:
             os._exit(1)
         self.script = Path(str(sys.modules["ts"].__file__)).with_name("model_service_worker.py")
 
-    def load(self, wanted: list[str]) -> None:
-        """Import, and see whether this process can still be forked from. Raises ImportError for a required one."""
+    def take_in(self, event: str, load: Callable[[], list[str]]) -> None:
+        """Load, see whether this process can still be forked from, and report. Raises ImportError for a required module."""
         began = time.monotonic()
         importing = Path(f"{self.listener.getsockname()}.importing")  # launchers that find it are patient
         importing.touch()
-        failed = import_all(wanted)
+        failed = load()
         self.unfit = fitness.unfit_after_imports()
         new = os.environb.keys() - self.environment.keys() - SET_BY_US
         self.set_by_imports = {name: os.environb[name] for name in new}
@@ -84,7 +86,7 @@ class Zygote:
         importing.unlink(missing_ok=True)
         if not self.unfit:
             seconds = round(time.monotonic() - began, 2)
-            report("ready", pid=os.getpid(), seconds=seconds, modules=len(sys.modules), failed=failed)
+            report(event, pid=os.getpid(), seconds=seconds, modules=len(sys.modules), failed=failed)
 
     def serve(self) -> Start:
         """Fork workers until the supervisor is gone. Returns only in a fork: with what it has to start."""
@@ -105,18 +107,21 @@ class Zygote:
                 return start
 
     def obey(self) -> None:
-        """A line on standard input is a JSON list of further imports, empty to hear that we live; its end is the supervisor's."""
+        """A line on standard input is a JSON list of further imports, empty to hear that we live, or an object: the tokenizers to
+        hold. Its end is the supervisor's."""
         read = os.read(STDIN, 1 << 16)
         if not read:
             os._exit(0)
         *lines, self.commands = (self.commands + read).split(b"\n")
         for line in lines:
             wanted = json.loads(line)
-            if not wanted:
+            if isinstance(wanted, dict):
+                self.take_in("held", partial(tokenizers.hold, wanted))
+            elif wanted:
+                self.take_in("ready", partial(import_all, wanted))
+            else:
                 report("alive")
-                continue
-            self.load(wanted)
-            if self.unfit:  # workers live, so stay; later ones start the stock way
+            if self.unfit and wanted != []:  # workers live, so stay; later ones start the stock way
                 report("unfit", reason=self.unfit)
 
     def accept(self) -> None:

@@ -352,6 +352,7 @@ def test_the_nodes_own_settings_change_without_a_release(agent: AgentProcess) ->
     (agent.folder / "models" / "falcon-tiny.yaml").write_text("node: {workers: 2}\n")
     wait_for(lambda: agent.model("falcon-tiny")["workers"] == 2, "two workers", 40)
     assert agent.model("falcon-tiny")["serving"] == "v1"
+    assert agent.model("falcon-tiny")["phases"]["worker"]["tokenizer"] == "held by the zygote"
     (agent.folder / "models" / "falcon-tiny.yaml").write_text("node: {workers: none}\n")
     wait_for(lambda: agent.model("falcon-tiny")["error"], "the error", 10)
     assert "node.workers" in agent.model("falcon-tiny")["error"]["message"]

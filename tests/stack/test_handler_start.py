@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,10 +18,13 @@ from tasks.shared.loading import load_tokenizer
 from ts.context import Context
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
+from serve.zygote.tokenizers import hold
 from tests.published import publish
 from tests.services import MinioServer, free_port, running_minio, wait_for
 from tests.torchserve_wire import METRICS_FILE
+from weightless import held
 from weightless.errors import InvalidRelease, NotEnoughDisk, ReleaseNotFound, SettingsError, StoreUnavailable
+from weightless.held import tokenizer_key
 from weightless.locks import locked
 from weightless.release import Release
 
@@ -136,6 +140,35 @@ def test_the_tokenizer_is_loaded_while_the_weights_are_fetched(
     again = start.run(release)
     assert says(again) == KNOWN_V1.sentence
     assert "during_fetch" not in start.ledger, "nothing is fetched that could be waited for"
+
+
+def test_a_tokenizer_that_the_zygote_holds_is_taken_and_one_of_other_files_is_not(
+    start: Start, minio_server: MinioServer, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = publish(minio_server, "falcon-tiny", samples / "falcon-tiny")
+    monkeypatch.delitem(sys.modules, held.MODULE, raising=False)
+    monkeypatch.setattr(text_generation, "prepare", lambda *_: pytest.fail("it is held: nothing is left to parse"))
+    key = tokenizer_key(release)
+    assert key is not None
+    assert hold({key: str(samples / "falcon-tiny")}) == []
+    for _ in ("cold", "warm"):
+        assert says(start.run(release)) == KNOWN_V1.sentence
+        assert start.ledger["tokenizer"] == "held by the zygote"
+
+    monkeypatch.undo()
+    start.point_at(minio_server.environment | {"CACHE_DIR": str(start.cache_dir)})
+    folder = tmp_path / "folder"
+    shutil.copytree(samples / "falcon-tiny", folder)
+    config = folder / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"clean_up_tokenization_spaces": True}))
+    other = publish(minio_server, "falcon-tiny", folder)
+    assert says(start.run(other)) == KNOWN_V1.sentence
+    assert "tokenizer" not in start.ledger
+    start.run(release, cache_dir=str(tmp_path / "own"))
+    assert "tokenizer" not in start.ledger, (
+        "a start with a cache of its own is measured on a node that never had the release"
+    )
+    hold({})
 
 
 def test_a_broken_tokenizer_fails_the_load_and_not_the_fetch(

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import transformers
 
 from serve.zygote import supervisor
 from serve.zygote.imports import REQUIRED, import_all, imports_for
@@ -137,6 +138,37 @@ def test_more_is_imported_for_a_model_that_comes_later(tmp_path: Path) -> None:
         os.kill(zygote.status.pid or 0, 9)
         await until(lambda: zygote.status.restarts == 1 and zygote.status.state == "running", "the next zygote")
         assert (await asyncio.to_thread(workers.run, seen)).stdout == b"True\n"
+
+    supervised(tmp_path, body)
+
+
+def test_workers_find_the_tokenizers_of_what_is_served_and_the_next_zygote_holds_them_too(
+    tmp_path: Path, samples: Path
+) -> None:
+    seen = (
+        "import sys; by_key = getattr(sys.modules.get('held_tokenizers'), 'by_key', {});"
+        "print(*((key, tokenizer('The weights')['input_ids']) for key, tokenizer in sorted(by_key.items())))"
+    )
+    ids = transformers.AutoTokenizer.from_pretrained(samples / "falcon-tiny")("The weights")["input_ids"]
+
+    async def body(zygote: Zygote, workers: ZygoteProcess) -> None:
+        async def held() -> str:
+            return (await asyncio.to_thread(workers.run, seen)).stdout.decode().strip()
+
+        await zygote.hold("early", "0", samples / "falcon-tiny")  # before there is anybody to hold it
+        await zygote.ready()
+        assert await held() == f"('0', {ids})"
+        await zygote.hold("falcon-tiny", "1", samples / "falcon-tiny")
+        await zygote.hold("another owner of the same", "1", samples / "falcon-tiny")
+        await zygote.hold("broken", "2", tmp_path)
+        assert await held() == f"('0', {ids}) ('1', {ids})"
+        await zygote.hold("early", None, tmp_path)
+        await zygote.hold("falcon-tiny", None, tmp_path)
+        assert await held() == f"('1', {ids})"
+        os.kill(zygote.status.pid or 0, 9)
+        await until(lambda: zygote.status.restarts == 1 and zygote.status.state == "running", "the next zygote")
+        assert await held() == f"('1', {ids})"
+        assert zygote.status.refused == 0
 
     supervised(tmp_path, body)
 
