@@ -23,9 +23,12 @@ from weightless.errors import WeightlessError
 from weightless.modelfile import NodeSettings
 from weightless.release import Release
 
-_LOOK_S = 0.01  # between two looks at a worker; later a hundredth of the time spent, so as not to be what is measured
+# What looks must not be what is measured. At a worker: a hundredth of the time spent, and at its ledger in between, which takes
+# 10 us where TorchServe and this process need 2 ms. At memory: a hundredth of the time; a look takes 20 ms where 1 GB is mapped.
+_LOOK_S, _LOOK_SHARE = 0.01, 0.01
+_ASK_S = 0.1  # between two questions to TorchServe while there is no ledger
 _TURNS = 20  # TorchServe gives a request to the worker that has waited longest, so two do
-_SAMPLE_S = 0.5  # between two looks at the memory: one takes 11 ms of processor time for a worker that maps 1 GB
+_SAMPLE_S, _SAMPLE_SHARE = 1.0, 0.01
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,12 @@ class Peak:
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
         async def watch() -> None:
+            took = 0.0
             while True:
+                await asyncio.sleep(max(_SAMPLE_S, took / _SAMPLE_SHARE))
+                began = time.monotonic()
                 await self.look()
-                await asyncio.sleep(_SAMPLE_S)
+                took = time.monotonic() - began
 
         task = asyncio.create_task(watch())
         try:
@@ -207,8 +213,12 @@ class Starting:
 
     async def _until_ready(self, count: int) -> list[int]:
         """Process ids of the workers. A worker that ended has failed, whatever TorchServe tries next."""
-        it, began, seen = self._it, time.monotonic(), dict[str, int]()
+        it, began, seen, asked = self._it, time.monotonic(), dict[str, int](), -_ASK_S
         while (spent := time.monotonic() - began) < it.timeout_s:
+            await asyncio.sleep(max(_LOOK_S, spent * _LOOK_SHARE))
+            if it.ledgers is not None and spent - asked < _ASK_S and len(list(it.ledgers.iterdir())) < count:
+                continue  # a worker of ours writes its ledger just before it is READY
+            asked = spent
             workers = await self._ground.management.workers(it.name, it.version) or []
             self._peak.workers = pids = [worker.pid for worker in workers if worker.pid > 0]
             if len(workers) >= count and all(worker.ready for worker in workers):
@@ -217,7 +227,6 @@ class Starting:
                 break
             if self._ground.here and not all(map(alive, pids)):
                 break
-            await asyncio.sleep(max(_LOOK_S, spent / 100))
         raise WeightlessError(f"cold start of {it.name} {it.version}: {self._why()}")
 
     def _why(self) -> str:
