@@ -22,7 +22,8 @@ Digest = Annotated[str, StringConstraints(pattern=r"^blake3:[0-9a-f]{64}$")]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    # defer_build: a worker validates a Release, and needs no validators of its parts or of aliases beside it.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants", defer_build=True)
 
 
 class FileEntry(_Frozen):

@@ -19,7 +19,13 @@ MIB = 1 << 20
 class Settings(BaseSettings):
     """Base: empty variables count as not set, and a wrong value is one clear SettingsError."""
 
-    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        defer_build=True,  # of the validators: a process builds those that it uses
+    )
 
     @classmethod
     def load(cls) -> Self:
