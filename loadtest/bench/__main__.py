@@ -7,6 +7,7 @@ import argparse
 import importlib
 import importlib.metadata
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from weightless.errors import WeightlessError
 from weightless.settings import FetchSettings
 
 EXPERIMENTS = ("fetch", "coldstart", "serving", "turnaround", "growth")
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "torchserve", "minio", "blake3", "aiohttp")
 
 
@@ -80,10 +82,20 @@ def _write(folder: Path, bench: Bench, done: Sequence[Experiment], began: str) -
         "started": began,
         "finished": _now(),
         "machine": machine(bench.scratch),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": our_version(ROOT) | {name: importlib.metadata.version(name) for name in PACKAGES},
         "settings": {"samples": bench.count, "scale": bench.scale, **FetchSettings.load().model_dump()},
     }
     results.write(folder, results.document(bench, done, about), bench, done)
+
+
+def our_version(checkout: Path) -> dict[str, str]:
+    """The commit that was measured, with "-dirty" where files were changed since; nothing outside a git checkout."""
+    command = ["git", "-C", str(checkout), "describe", "--always", "--tags", "--dirty", "--abbrev=12"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"weightless": said}
 
 
 def _now() -> str:

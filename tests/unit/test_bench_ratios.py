@@ -1,8 +1,10 @@
 """The ratios of the benchmark, against samples whose ratios can be told by hand."""
 
+import subprocess
 from pathlib import Path
 
 from loadtest.bench import fetch
+from loadtest.bench.__main__ import our_version
 from loadtest.bench.experiment import Bench, Experiment, Ratio, over
 from loadtest.bench.results import ratios
 
@@ -53,3 +55,20 @@ def test_arms_take_turns() -> None:
     bench = Bench(Path("/nowhere"), count=3)
     assert [arm for _, arm in bench.rounds("ABC")] == list("ABCCBAABC")
     assert [arm for _, arm in bench.rounds("AB", count=1)] == list("AB")
+
+
+def test_results_say_which_commit_was_measured_and_whether_it_was_changed(tmp_path: Path) -> None:
+    assert our_version(tmp_path) == {}, "no git here"
+
+    def git(*arguments: str) -> None:
+        identity = ("-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / "file").write_text("a")
+    git("add", "file")
+    git("commit", "-m", "first")
+    clean = our_version(tmp_path)["weightless"]
+    assert len(clean) == 12
+    (tmp_path / "file").write_text("b")
+    assert our_version(tmp_path) == {"weightless": f"{clean}-dirty"}
