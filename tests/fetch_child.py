@@ -4,7 +4,6 @@ settings from the environment. It tells what it does in lines of JSON."""
 import json
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from weightless.cache import NodeCache
@@ -26,7 +25,7 @@ def main(manifest: Path) -> None:
     except WeightlessError as error:
         say({"error": type(error).__name__, "message": str(error)})
     else:
-        say({"result": asdict(result) | {"folder": str(result.folder)}})
+        say({"result": result._asdict() | {"folder": str(result.folder)}})
 
 
 def say_progress(progress: Progress) -> None:
@@ -39,8 +38,10 @@ def say(line: dict[str, object]) -> None:
 
 def become(user: int, group: int) -> None:
     """Go on as another user, with a umask that shuts everybody else out. Late, because the interpreter may lie where only root
-    can read it; so what Python imports when it first resolves a name must be there already."""
+    can read it; so what is imported by the first name that is resolved, and by the first fetch, must be there already."""
     import encodings.idna  # noqa: F401
+
+    import weightless.fetch.transfer  # noqa: F401
 
     os.setgroups([])
     os.setgid(group)

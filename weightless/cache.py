@@ -13,9 +13,9 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from weightless.errors import CacheError, InvalidRelease, NotEnoughDisk
 from weightless.eviction import evict, free, sweep, used
@@ -39,8 +39,7 @@ from weightless.unsynced import Unsynced
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class CacheEntry:
+class CacheEntry(NamedTuple):
     """A release in the cache. `size`: bytes of all its files; `own`: of those that no other cached release shares."""
 
     model: str
@@ -55,8 +54,7 @@ class CacheEntry:
     folder: Path
 
 
-@dataclass(frozen=True)
-class Verified:
+class Verified(NamedTuple):
     """What `verify` found: how much was read, and the digests of blobs that were something else (they are removed)."""
 
     files: int
@@ -64,8 +62,7 @@ class Verified:
     bad: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Pruned:
+class Pruned(NamedTuple):
     """What `prune` removed: releases by model and name, and bytes."""
 
     releases: tuple[tuple[str, str], ...]

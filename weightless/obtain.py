@@ -10,9 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from weightless.cache import NodeCache
 from weightless.errors import SettingsError, StoreUnavailable
@@ -32,8 +31,7 @@ _WEIGHTS = ".safetensors"
 _LOOK_AGAIN_S, _LOOK_AGAIN_TIMES = 0.01, 20
 
 
-@dataclass(frozen=True)
-class Pin:
+class Pin(NamedTuple):
     """What an archive names: one release by its digest, or (`release` "serving") whatever the alias says when a worker starts."""
 
     model: str
@@ -71,8 +69,7 @@ class Pin:
         return cls(**texts)
 
 
-@dataclass(frozen=True)
-class Obtained:
+class Obtained(NamedTuple):
     """A release whose files lie complete and verified in `folder`. `stale`: the store was away."""
 
     release: Release

@@ -9,9 +9,8 @@ import io
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import minio
 import urllib3
@@ -44,8 +43,7 @@ _ABSENT = {
 }  # MinIO's answer for a version that is a deletion
 
 
-@dataclass(frozen=True)
-class ObjectVersion:
+class ObjectVersion(NamedTuple):
     """One version of one object in the bucket of models. `deleted`: it is a marker that hides the object."""
 
     key: str

@@ -4,8 +4,6 @@
 Where the time goes is in docs/performance.md.
 """
 
-from weightless.digests import Digests
-from weightless.fetch.fetch import FetchResult, fetch_release
-from weightless.fetch.transfer import Progress
+from weightless.fetch.fetch import FetchResult, Progress, fetch_release
 
-__all__ = ["Digests", "FetchResult", "Progress", "fetch_release"]
+__all__ = ["FetchResult", "Progress", "fetch_release"]

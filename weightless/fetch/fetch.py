@@ -3,13 +3,12 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from weightless.cache import NodeCache
 from weightless.errors import CacheError
 from weightless.fetch.plan import fetch_order, unique
-from weightless.fetch.transfer import Places, Progress, Transfer
 from weightless.release import FileEntry, Release
 from weightless.settings import FetchSettings
 from weightless.store import Store
@@ -17,8 +16,16 @@ from weightless.store import Store
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class FetchResult:
+class Progress(NamedTuple):
+    """Bytes and files of the release that are verified or on their way, whoever fetches them, of all that it has."""
+
+    done: int
+    total: int
+    files_done: int
+    files: int
+
+
+class FetchResult(NamedTuple):
     """Where the files lie and what it took: bytes that this process received (those of retries too), bytes of the release
     that it did not have to fetch (another process may have done so meanwhile), seconds in all, and retries."""
 
@@ -55,9 +62,8 @@ def fetch_release(
         every = unique(release.content.files)
         report = _Reporter(progress, every, missing)
         report(0, 0)
-        transfer = _fetch(store, cache, release, missing, settings, report) if missing else None
+        received, retries = _fetch(store, cache, release, missing, settings, report) if missing else (0, 0)
         cache.link(release)
-    received, retries = (transfer.received, transfer.retries) if transfer else (0, 0)
     absent = {file.blake3 for file in missing}
     lacked = min(received, sum(file.size for file in release.content.files if file.blake3 in absent))
     result = FetchResult(folder, received, release.content.size - lacked, time.monotonic() - began, retries)
@@ -72,7 +78,10 @@ def _fetch(
     missing: list[FileEntry],
     settings: FetchSettings,
     report: Callable[[int, int], None],
-) -> Transfer:
+) -> tuple[int, int]:
+    """Bytes that came, and retries."""
+    from weightless.fetch.transfer import Places, Transfer  # a worker that finds all in the cache starts without
+
     if not cache.writable:
         names = ", ".join(file.path for file in missing[:3])
         raise CacheError(
@@ -85,7 +94,7 @@ def _fetch(
     transfer = Transfer(store.settings, release, ordered, places, settings, report)
     with cache.unsynced.expecting(file.blake3 for file in missing):
         transfer.run()
-    return transfer
+    return transfer.received, transfer.retries
 
 
 class _Reporter:

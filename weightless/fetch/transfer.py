@@ -41,16 +41,6 @@ _TICK = 0.2  # seconds between two reports of progress
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Bytes and files of the release that are verified or on their way, whoever fetches them, of all that it has."""
-
-    done: int
-    total: int
-    files_done: int
-    files: int
-
-
-@dataclass(frozen=True)
 class Places:
     """Where blobs and partial files lie, and the permission bits of new ones."""
 

@@ -3,8 +3,7 @@
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from tasks.shared.errors import InvalidRequest, describe
 
@@ -47,8 +46,7 @@ def _parse(raw: bytes | bytearray | str) -> object:
         ) from None
 
 
-@dataclass(frozen=True)
-class Body:
+class Body(NamedTuple):
     """The parts of a body that every task has. `single`: the input was a string, not a list of one."""
 
     inputs: tuple[str, ...]

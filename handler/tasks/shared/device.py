@@ -1,6 +1,6 @@
 """Where a model runs and in which dtype, decided once, with the reason for the status page."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -8,8 +8,7 @@ from tasks.shared.contract import Node
 from tasks.shared.packed import can_pack
 
 
-@dataclass(frozen=True)
-class Placement:
+class Placement(NamedTuple):
     """`device_map`: what transformers' from_pretrained takes, None on a plain CPU. `dtype` "auto": the checkpoint's own.
 
     `pack`: the linear layers are to be packed for the CPU.
