@@ -26,6 +26,7 @@ served before.
 import asyncio
 import contextlib
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -364,6 +365,7 @@ class Controller:
         except WeightlessError as error:
             log.warning("unregistering %s %s: %s", old.model, old.version, error)
         (self._tools.settings.model_store / f"{old.model}--{old.version}.mar").unlink(missing_ok=True)
+        shutil.rmtree(self._tools.settings.ledger_dir(old.model, old.version), ignore_errors=True)
 
     async def _unregister(self, old: Target) -> None:
         """TorchServe lets its default version go last, so another is made that; where none stays, the others must be gone first.

@@ -24,6 +24,7 @@ its death or the agent's is simply begun again.
 import asyncio
 import contextlib
 import logging
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
@@ -254,6 +255,7 @@ class Rollout:
                 except WeightlessError as error:
                     log.error("undoing the rollout of %s %s: %s", self.wanted.model, self.version, error)
         self.archive.unlink(missing_ok=True)
+        shutil.rmtree(self.ledger_dir, ignore_errors=True)
 
     def phases(self) -> dict[str, Any]:
         """Seconds of each step, and the ledger of a worker's start where there is one."""

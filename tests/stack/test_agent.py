@@ -235,6 +235,12 @@ def test_three_swaps_under_load_fail_no_request(
     assert {json.loads(said)[0]["generated_text"] for said in traffic.answers} == set(SENTENCES.values())
     assert say(agent) == SENTENCES["v2"]
     wait_for(lambda: agent.registered("falcon-tiny") == [agent.model("falcon-tiny")["version"]], "the drain", 20)
+    ledgers = agent.folder / "state" / "ledger" / "falcon-tiny"
+    wait_for(
+        lambda: [found.name for found in ledgers.iterdir()] == [agent.model("falcon-tiny")["version"]],
+        "the ledgers of what is gone to go too",
+        20,
+    )
 
 
 def test_a_canary_answers_its_share_and_is_promoted_without_another_start(
