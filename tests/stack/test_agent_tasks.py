@@ -35,7 +35,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
         publish(
             minio, "golden", folder / "ranker", task="reranking", golden=golden | {"output": [{"index": 7, "score": 1}]}
         )
-        publish(minio, "counter", counter, task="word-count")
+        publish(minio, "counter", counter, task="word-count", golden={"input": "a-b"})
         with running_agent(folder, minio, HANDLER_DIR=str(handler)) as process:
             for model in ("judge", "ranker", "counter"):
                 process.wait_serving(model, "v1")
@@ -90,3 +90,14 @@ def test_an_answer_that_is_not_the_golden_one_is_refused(agent: AgentProcess) ->
 )
 def test_the_readmes_task_answers_as_shown(agent: AgentProcess, asked: str, shown: str) -> None:
     assert json.dumps(ask(agent, "counter", json.loads(asked))) == shown
+
+
+def test_a_golden_request_without_its_answer_serves_and_the_log_says_that_nothing_was_compared(
+    agent: AgentProcess,
+) -> None:
+    """Publishing refuses one now; a release of before must go on serving."""
+    assert agent.model("counter")["serving"] == "v1"
+    said = [line for line in agent.log.splitlines() if "no output to compare" in line]
+    assert len(said) == 1
+    assert "release v1 of counter" in said[0]
+    assert "publish it anew with `make seed MODEL=counter`" in said[0]
