@@ -11,8 +11,13 @@ from seeding.settings import SeedSettings
 from tests.services import ROOT, MinioServer, tool
 from weightless.errors import WeightlessError
 from weightless.fetch.readback import read_back
-from weightless.release import Release
+from weightless.release import Release, ReleaseSettings
 from weightless.store import Store
+
+#: the sample that is published in most tests, and one of its files
+MODEL = "falcon-tiny"
+SHARD = "model-00001-of-00002.safetensors"
+SETTINGS = ReleaseSettings(task="text-generation")
 
 
 def seed(server: MinioServer, model: str, origin: Path | str | None, **wish: object) -> Seeded:

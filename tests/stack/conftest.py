@@ -1,16 +1,23 @@
-"""A small model with two releases, for tests of the commands."""
+"""A folder for tests of publishing; a small model with two releases for tests of the commands."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.releases import publish
+from tests.seeding import MODEL, copy
 from tests.services import MinioServer
 from weightless.release import Release
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(samples: Path, tmp_path: Path) -> Path:
+    """A folder of our own with falcon-tiny in it."""
+    return copy(samples / MODEL, tmp_path / "folder")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
     """A model folder; what is in it is nobody's business here."""
     place = tmp_path / "folder"
     (place / "deep").mkdir(parents=True)
@@ -20,8 +27,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def two(minio_server: MinioServer, folder: Path) -> tuple[Release, Release]:
+def two(minio_server: MinioServer, tiny: Path) -> tuple[Release, Release]:
     """v1, which is served, and v2."""
-    first = publish(minio_server, "tiny", folder)
-    (folder / "config.json").write_text('{"second": true}')
-    return first, publish(minio_server, "tiny", folder, promote=False)
+    first = publish(minio_server, "tiny", tiny)
+    (tiny / "config.json").write_text('{"second": true}')
+    return first, publish(minio_server, "tiny", tiny, promote=False)

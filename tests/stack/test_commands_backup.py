@@ -85,12 +85,12 @@ def test_a_restore_that_was_cut_off_in_a_history_goes_on_with_it(
 
 
 def test_a_restore_over_other_releases_writes_nothing(
-    minio_server: MinioServer, two: tuple[Release, Release], folder: Path, tmp_path: Path
+    minio_server: MinioServer, two: tuple[Release, Release], tiny: Path, tmp_path: Path
 ) -> None:
     assert run(minio_server, "backup", str(tmp_path / "saved")).status == 0
     minio_server.clean()
-    (folder / "config.json").write_text('{"other": true}')
-    other = publish(minio_server, "tiny", folder)
+    (tiny / "config.json").write_text('{"other": true}')
+    other = publish(minio_server, "tiny", tiny)
     shown = run(minio_server, "restore", str(tmp_path / "saved"))
     assert shown.status == 1
     assert f"release v1 of tiny: the store has another one ({other.digest}); nothing was restored" in shown.err

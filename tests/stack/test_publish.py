@@ -12,22 +12,12 @@ from seeding.mc import configured_mc
 from seeding.prune import prune
 from seeding.upload import McUploader
 
-from tests.seeding import broken, change, contents, copy, held, seed, seed_settings
+from tests.seeding import MODEL, SETTINGS, SHARD, broken, change, contents, copy, held, seed, seed_settings
 from tests.services import MinioServer, tool
 from weightless.errors import ModelNotFound, NotEnoughDisk, StoreError, VerificationFailed
 from weightless.publish import Published, Source, Upload, Uploader, point_alias, publish_folder, visible
-from weightless.release import Alias, Canary, ReleaseSettings
+from weightless.release import Alias, Canary
 from weightless.store import Store
-
-MODEL = "falcon-tiny"
-SHARD = "model-00001-of-00002.safetensors"
-SETTINGS = ReleaseSettings(task="text-generation")
-
-
-@pytest.fixture
-def folder(samples: Path, tmp_path: Path) -> Path:
-    """A folder of our own with falcon-tiny in it."""
-    return copy(samples / MODEL, tmp_path / "folder")
 
 
 def listing(store: Store) -> dict[str, bytes]:

@@ -4,22 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.seeding import change, contents, copy, held, seed
+from tests.seeding import MODEL, SETTINGS, SHARD, change, contents, held, seed
 from tests.services import MinioServer
 from weightless.errors import Conflict, InvalidFolder
 from weightless.publish import publish_bucket, visible
-from weightless.release import ReleaseSettings
 from weightless.store import Store
-
-MODEL = "falcon-tiny"
-SHARD = "model-00001-of-00002.safetensors"
-SETTINGS = ReleaseSettings(task="text-generation")
-
-
-@pytest.fixture
-def folder(samples: Path, tmp_path: Path) -> Path:
-    """A folder of our own with falcon-tiny in it."""
-    return copy(samples / MODEL, tmp_path / "folder")
 
 
 def upload_all(server: MinioServer, folder: Path) -> None:
