@@ -9,6 +9,7 @@ import ctypes
 import json
 import logging
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
         self._lease = contextlib.ExitStack()  # keeps the release's files in the node cache while this worker lives
         self._max_answer_bytes = MAX_ANSWER_BYTES
         self._rounds: Rounds | None = None
+        self._unanswered: Ledger | None = None  # of the start, until a request was answered
 
     def initialize(self, context: Any) -> None:
         """Fetch what is missing, load, and be ready. Whatever fails is raised: a worker that returns from here counts as READY.
@@ -64,9 +66,11 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
         except BaseException as error:
             self._lease.close()
             ledger.note(error=f"{type(error).__name__}: {error}")
-            self._write(ledger, config)
+            self._write(ledger, config, ledger.phases)
             raise
-        self._write(ledger, config)
+        ledger.end()
+        self._write(ledger, config, ledger.phases)
+        self._unanswered = ledger
         self._give_back()
         self.initialized = True
         obtained.sync_later()
@@ -76,9 +80,19 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
 
         Under continuous batching: one step of all requests that run, and what it has for each.
         """
-        if self._rounds is not None:
-            return self._rounds.play(data, context, self._max_answer_bytes)
-        replies = Replies(context, self._max_answer_bytes)
+        began = time.monotonic()
+        play = self._batch if self._rounds is None else self._rounds.play
+        answers = play(data, context, self._max_answer_bytes)
+        if (ledger := self._unanswered) is not None:
+            self._unanswered, took = None, time.monotonic() - began
+            ledger.note(first_answer_s=round(took, 4))
+            with contextlib.suppress(OSError):  # a full disk: what was asked is answered all the same
+                self._write(ledger, context.model_yaml_config["weightless"], {"firstAnswer": took})
+        return answers
+
+    def _batch(self, data: list[Any], context: Any, max_answer_bytes: int) -> list[bytes]:
+        """All of these requests, to their ends."""
+        replies = Replies(context, max_answer_bytes)
         answers: list[bytes] = [b""] * len(data)
         requests: dict[int, Any] = {}
         for index, row in enumerate(data):
@@ -197,15 +211,16 @@ class MinioModifiedHandler(BaseHandler):  # type: ignore[misc]
             count(place)
         return dict(zip(places, results, strict=True))
 
-    def _write(self, ledger: Ledger, config: Mapping[str, Any]) -> None:
-        """The ledger to the log, to TorchServe's metrics, and where the archive says."""
+    def _write(self, ledger: Ledger, config: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
+        """The ledger to the log and where the archive says, these seconds of it to TorchServe's metrics."""
         logger.info(ledger.log_line())
-        entries = ledger.as_dict()
-        for phase, seconds in entries.get("phases", {}).items():
-            self.context.metrics.add_time(f"WeightlessStart{phase.title()}", round(seconds * 1000, 3), unit="ms")
+        for name, took in seconds.items():
+            self.context.metrics.add_time(
+                f"WeightlessStart{name[0].upper()}{name[1:]}", round(took * 1000, 3), unit="ms"
+            )
         if config.get("ledger_dir"):
             folder = Path(config["ledger_dir"])
             folder.mkdir(parents=True, exist_ok=True)
             partial = folder / f".{os.getpid()}.partial"
-            partial.write_text(json.dumps(entries))
+            partial.write_text(json.dumps(ledger.as_dict()))
             partial.replace(folder / f"{os.getpid()}.json")

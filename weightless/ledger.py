@@ -13,8 +13,8 @@ class Ledger:
     """Records one start of one worker. Not for several threads.
 
     `as_dict()`: {"weightless": "start", "model", "release", "pid", "began" (UTC, ISO 8601), "seconds" (since the ledger was
-    made), "phases": {name: seconds}, and what was noted}. A phase that was entered twice has the sum; one that is still
-    open has the seconds so far; one that raised is kept and named in "failed".
+    made, up to `end`), "phases": {name: seconds}, and what was noted}. A phase that was entered twice has the sum; one that is
+    still open has the seconds so far; one that raised is kept and named in "failed".
     """
 
     def __init__(self, model: str, release: str, *, began: float | None = None) -> None:
@@ -28,6 +28,7 @@ class Ledger:
         self._open: dict[str, float] = {}
         self._notes: dict[str, Any] = {}
         self._failed: str | None = None
+        self._ended: float | None = None
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -55,9 +56,18 @@ class Ledger:
             raise ValueError(f"required names that the ledger does not use itself, found {sorted(clash)}")
         self._notes |= values
 
-    def as_dict(self) -> dict[str, Any]:
+    def end(self) -> None:
+        """The start is over: `seconds` stand still. What is known later can still be noted."""
+        self._ended = time.monotonic()
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds by name."""
         now = time.monotonic()
-        phases = {name: round(spent + now - self._open.get(name, now), 4) for name, spent in self._phases.items()}
+        return {name: round(spent + now - self._open.get(name, now), 4) for name, spent in self._phases.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        now = time.monotonic() if self._ended is None else self._ended
         return {
             "weightless": "start",
             "model": self.model,
@@ -65,7 +75,7 @@ class Ledger:
             "pid": os.getpid(),
             "began": datetime.fromtimestamp(self._wall, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "seconds": round(now - self._start, 4),
-            "phases": phases,
+            "phases": self.phases,
             **({"failed": self._failed} if self._failed else {}),
             **self._notes,
         }

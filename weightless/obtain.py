@@ -106,7 +106,8 @@ def obtain(
     seconds are within those of `fetch`, and noted as `during_fetch`. It is not called where nothing is left to wait for.
 
     The phases `resolve` and `fetch` of the ledger are written, and the notes `stale`, `bytes_from_store`, `bytes_from_cache`,
-    `retries`, `release_digest` and, for an archive that follows the alias, `resolved`.
+    `fetch_mib_s`, `verify_s` (BLAKE3 while the bytes came, seconds of all threads together), `retries`, `release_digest` and, for
+    an archive that follows the alias, `resolved`.
 
     Raises:
         StoreUnavailable: the store is away and this node has no complete copy. Other WeightlessErrors as `Store.release`,
@@ -128,6 +129,10 @@ def obtain(
             bytes_from_store=fetched.bytes_from_store,
             bytes_from_cache=fetched.bytes_from_cache,
             retries=fetched.retries,
+            verify_s=round(fetched.hash_seconds, 4),
+            fetch_mib_s=round(fetched.bytes_from_store / 2**20 / fetched.seconds, 1)
+            if fetched.bytes_from_store
+            else None,
             release_digest=release.digest,
             **({"resolved": release.name} if pin.follows else {}),
         )

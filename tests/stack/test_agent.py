@@ -119,7 +119,10 @@ def test_status_says_what_is_served_and_how_it_started(agent: AgentProcess) -> N
     assert (falcon["state"], falcon["serving"], falcon["wanted"], falcon["error"]) == ("serving", "v1", "v1", None)
     assert falcon["task"] == "text-generation"
     assert falcon["workers"] == 1
-    assert falcon["phases"]["worker"]["phases"]["load"] > 0
+    worker = falcon["phases"]["worker"]
+    assert worker["phases"]["load"] > 0
+    assert worker["seconds"] == pytest.approx(sum(worker["phases"].values()), abs=1), "the clock stops when it is READY"
+    assert worker["first_answer_s"] > 0
     assert status["zygote"]["forked"] >= 2, "workers were not forked from the zygote"
 
 
@@ -130,6 +133,7 @@ def test_metrics_are_the_doors_and_torchserves(agent: AgentProcess) -> None:
     assert 'weightless_inflight{model="falcon-tiny"} 0.0' in text
     assert "ts_inference_requests_total" in text
     assert "WeightlessStartLoad" in text
+    assert "WeightlessStartFirstAnswer" in text
 
 
 def test_the_agent_hardly_uses_the_cpu_at_rest(agent: AgentProcess) -> None:

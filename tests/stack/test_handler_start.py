@@ -92,6 +92,8 @@ def test_a_pinned_release_is_fetched_loaded_linked_and_written_down(
     ledger = start.ledger
     assert {"resolve", "fetch", "link", "import", "load"} <= set(ledger["phases"])
     assert ledger["bytes_from_store"] == release.content.size
+    assert 0 < ledger["verify_s"] < ledger["phases"]["fetch"]
+    assert ledger["fetch_mib_s"] * ledger["phases"]["fetch"] >= release.content.size / 2**20
     assert (ledger["stale"], ledger["device"], ledger["dtype"], ledger["task"]) == (
         False,
         "cpu",

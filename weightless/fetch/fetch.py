@@ -27,13 +27,15 @@ class Progress(NamedTuple):
 
 class FetchResult(NamedTuple):
     """Where the files lie and what it took: bytes that this process received (those of retries too), bytes of the release
-    that it did not have to fetch (another process may have done so meanwhile), seconds in all, and retries."""
+    that it did not have to fetch (another process may have done so meanwhile), seconds in all, retries, and seconds of BLAKE3, of
+    all threads together."""
 
     folder: Path
     bytes_from_store: int
     bytes_from_cache: int
     seconds: float
     retries: int
+    hash_seconds: float
 
 
 def fetch_release(
@@ -62,11 +64,12 @@ def fetch_release(
         every = unique(release.content.files)
         report = _Reporter(progress, every, missing)
         report(0, 0)
-        received, retries = _fetch(store, cache, release, missing, settings, report) if missing else (0, 0)
+        did = _fetch(store, cache, release, missing, settings, report) if missing else (0, 0, 0.0)
         cache.link(release)
     absent = {file.blake3 for file in missing}
+    received, retries, hashing = did
     lacked = min(received, sum(file.size for file in release.content.files if file.blake3 in absent))
-    result = FetchResult(folder, received, release.content.size - lacked, time.monotonic() - began, retries)
+    result = FetchResult(folder, received, release.content.size - lacked, time.monotonic() - began, retries, hashing)
     _log.info("%s %s: %s", release.model, release.name, result)
     return result
 
@@ -78,8 +81,8 @@ def _fetch(
     missing: list[FileEntry],
     settings: FetchSettings,
     report: Callable[[int, int], None],
-) -> tuple[int, int]:
-    """Bytes that came, and retries."""
+) -> tuple[int, int, float]:
+    """Bytes that came, retries, and seconds of BLAKE3."""
     from weightless.fetch.transfer import Places, Transfer  # a worker that finds all in the cache starts without
 
     if not cache.writable:
@@ -94,7 +97,7 @@ def _fetch(
     transfer = Transfer(store.settings, release, ordered, places, settings, report)
     with cache.unsynced.expecting(file.blake3 for file in missing):
         transfer.run()
-    return transfer.received, transfer.retries
+    return transfer.received, transfer.retries, transfer.hash_seconds
 
 
 class _Reporter:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Self
 
@@ -45,6 +46,7 @@ class Partial:
         self._hash = blake3()
         self._position = 0  # how far the digest has come
         self._hashing = False  # somebody is moving it on
+        self.hash_seconds = 0.0  # what that took, of whichever threads
         self._finished: list[Span] = self._left_before()
 
     @classmethod
@@ -96,7 +98,7 @@ class Partial:
     def write(self, data: memoryview, offset: int, *, claimed: bool) -> None:
         """Write bytes where they belong; hash them too if the caller holds the claim."""
         if claimed:
-            self._hash.update(data)
+            self._update(data)
             self._position = offset + len(data)
         with _disk(self._path):
             while data:
@@ -173,8 +175,13 @@ class Partial:
                 got = os.preadv(self._fd, [buffer[: end - self._position]], self._position)
             if not got:
                 raise CacheError(f"{self._path}: required {end} bytes, found {self._position}: somebody shortened it")
-            self._hash.update(buffer[:got])
+            self._update(buffer[:got])
             self._position += got
+
+    def _update(self, data: memoryview) -> None:
+        began = time.perf_counter()
+        self._hash.update(data)
+        self.hash_seconds += time.perf_counter() - began
 
     def _left_before(self) -> list[Span]:
         """Parts that an earlier process finished, by the sidecar; none if it is missing or makes no sense."""

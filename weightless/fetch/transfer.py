@@ -77,18 +77,22 @@ class _Counters:
     retries: int = 0
     done: int = 0
     files_done: int = 0
+    hash_seconds: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, *, received: int = 0, retries: int = 0, done: int = 0, files_done: int = 0) -> None:
+    def add(
+        self, *, received: int = 0, retries: int = 0, done: int = 0, files_done: int = 0, hash_seconds: float = 0.0
+    ) -> None:
         with self.lock:
             self.received += received
             self.retries += retries
             self.done += done
             self.files_done += files_done
+            self.hash_seconds += hash_seconds
 
 
 class Transfer:
-    """One run over the missing files of one release. `received` and `retries` count what this process did."""
+    """One run over the missing files of one release. `received`, `retries` and `hash_seconds` count what this process did."""
 
     def __init__(
         self,
@@ -124,6 +128,11 @@ class Transfer:
     @property
     def retries(self) -> int:
         return self._count.retries
+
+    @property
+    def hash_seconds(self) -> float:
+        """Of all threads together, for the files that are done."""
+        return self._count.hash_seconds
 
     def run(self) -> None:
         """Return when every file is verified under its final name; else raise the first thing that went wrong."""
@@ -353,6 +362,7 @@ class Transfer:
             file.partial.commit(self._places.blob(entry.blake3))
             with self._changed:
                 self._open.remove(file)
+            self._count.add(hash_seconds=file.partial.hash_seconds)
             self._done(0)
             return
         wrong = (
