@@ -47,7 +47,9 @@ def test_workers_threads_sleep_soon_unless_told_otherwise(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ours: dict[str, str], theirs: dict[str, str]
 ) -> None:
     environment = environment_of(settings(monkeypatch, **ours), tmp_path)
-    assert {name: value for name, value in environment.items() if name.startswith(("GOMP_", "OMP_WAIT", "OPENBLAS_"))} == theirs
+    assert {
+        name: value for name, value in environment.items() if name.startswith(("GOMP_", "OMP_WAIT", "OPENBLAS_"))
+    } == theirs
 
 
 @pytest.mark.parametrize("bind", ["127.0.0.1", "localhost", "::1", "127.9.9.9"])
