@@ -27,7 +27,9 @@ def hold(wanted: Mapping[str, str]) -> list[str]:
         for key, folder in wanted.items():
             try:
                 if key not in held:
-                    held[key] = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+                    held[key] = transformers.AutoTokenizer.from_pretrained(
+                        folder, trust_remote_code=False, local_files_only=True
+                    )
             except Exception as error:  # a worker will say what is wrong with it
                 failed.append(f"tokenizer of {folder}: {error}")
     finally:
