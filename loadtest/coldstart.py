@@ -1,10 +1,8 @@
 """Cold starts as an experiment: what is started, in which order, and what one start told us.
 
-An arm is one way to start a model. Arms alternate (A B B A …), so that a slow drift of the machine (a warming cache, a busy
-neighbour) falls on all of them alike.
+An arm is one way to start a model.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -69,13 +67,6 @@ PAIRS = (
     *((arm, "slim-cold") for arm in ("slim-10gbit", "slim-1gbit", "slim-cut")),
 )
 """What is compared with what: the first over the second."""
-
-
-def interleaved(arms: Sequence[Arm], rounds: int) -> Iterator[tuple[int, Arm]]:
-    """Round number (from 1) and arm: forward in odd rounds, backward in even ones, so A B, B A, A B …"""
-    for number in range(1, rounds + 1):
-        for arm in arms if number % 2 else reversed(arms):
-            yield number, arm
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loadtest.turns import in_turns
 from weightless.errors import WeightlessError
 
 if TYPE_CHECKING:
@@ -131,10 +132,8 @@ class Bench:
         experiment.run(self)
 
     def rounds(self, arms: Sequence[str], count: int | None = None) -> Iterator[tuple[int, str]]:
-        """Number of the round and arm, in the order A B C, C B A, …: what drifts, drifts for all."""
-        for number in range(count or self.count):
-            for arm in arms if number % 2 == 0 else reversed(arms):
-                yield number, arm
+        """Number of the round (from 1) and arm, in turns."""
+        return in_turns(arms, count or self.count)
 
     def record(self, arm: str, **figures: float) -> None:
         """Keep a sample, and show it."""

@@ -56,12 +56,12 @@ def run(bench: Bench) -> None:
 def _changes(bench: Bench, model: Measured) -> None:
     counts = {"weightless": bench.count, "mar": min(bench.count, _LONG), "no-archive": bench.count}
     for number, arm in bench.rounds(list(counts)):
-        if number >= counts[arm]:
+        if number > counts[arm]:
             continue
         if arm == "weightless":
-            _slim(bench, model, _FIRST + number)
+            _slim(bench, model, _FIRST + number - 1)
         else:
-            _embedded(bench, model, arm, _EMBEDDED + 10 * list(counts).index(arm) + number)
+            _embedded(bench, model, arm, _EMBEDDED + 10 * list(counts).index(arm) + number - 1)
 
 
 def _slim(bench: Bench, model: Measured, number: int) -> None:

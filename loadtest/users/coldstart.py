@@ -8,11 +8,12 @@ from locust import User, constant, task
 from locust.event import EventHook
 from locust.exception import StopUser
 
-from loadtest.coldstart import Arm, ColdStart, interleaved
+from loadtest.coldstart import Arm, ColdStart
 from loadtest.errors import AgentBusy, BaselineNotRunning, ColdStartFailed, LoadtestError, ModelNotServed
 from loadtest.options import AUTO, COLD_START_FALLBACK, COLD_START_MODEL, to_start
 from loadtest.session import Plan, Session, run_over, session_of
 from loadtest.settings import LoadtestSettings
+from loadtest.turns import in_turns
 
 log = logging.getLogger("loadtest")
 
@@ -46,7 +47,7 @@ class ColdStartUser(User):  # type: ignore[misc]  # Locust ships no types for it
             raise self.session.abort(self.environment, error) from error
         if self._model == COLD_START_FALLBACK and options.cold_start_model == AUTO and not self._release:
             self._instead(f"{COLD_START_MODEL} has no release")
-        self._left = interleaved(options.cold_start_variants, options.cold_start_samples)
+        self._left = in_turns(options.cold_start_variants, options.cold_start_samples)
         self._given_up: set[str] = set()
 
     @task  # type: ignore[untyped-decorator]

@@ -51,12 +51,6 @@ def test_a_ratio_is_of_medians_and_says_whether_it_is_where_we_want_it() -> None
     assert Ratio("said", "", ratio.value).reached(0.1) is None
 
 
-def test_arms_take_turns() -> None:
-    bench = Bench(Path("/nowhere"), count=3)
-    assert [arm for _, arm in bench.rounds("ABC")] == list("ABCCBAABC")
-    assert [arm for _, arm in bench.rounds("AB", count=1)] == list("AB")
-
-
 def test_results_say_which_commit_was_measured_and_whether_it_was_changed(tmp_path: Path) -> None:
     assert our_version(tmp_path) == {}, "no git here"
 

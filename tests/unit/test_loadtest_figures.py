@@ -10,7 +10,7 @@ import pytest
 
 from loadtest import terminal
 from loadtest.charts import charts
-from loadtest.coldstart import ARMS, ColdStart, interleaved
+from loadtest.coldstart import ColdStart
 from loadtest.figures import Histogram, Spread, ratio, shown, three_digits
 from loadtest.recorder import Key, Outcome, Recorder, Series
 from loadtest.tables import cold_start, compare, due, inference, network, samples, streaming
@@ -80,12 +80,6 @@ def test_spread_and_ratio() -> None:
 def test_shown() -> None:
     assert [shown(v) for v in (None, 0.31234, 12, 58_760)] == ["-", "0.312", "12", "58,800"]
     assert shown(1.234, "s") == "1.23 s"
-
-
-def test_arms_alternate() -> None:
-    a, b = ARMS["slim-cold"], ARMS["mar"]
-    assert [(n, arm.name) for n, arm in interleaved([a, b], 3)] == [
-        (1, "slim-cold"), (1, "mar"), (2, "mar"), (2, "slim-cold"), (3, "slim-cold"), (3, "mar")]  # fmt: skip
 
 
 @pytest.mark.parametrize(
