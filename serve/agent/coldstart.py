@@ -68,7 +68,7 @@ class Order:
         order = cls(**{"on": "baseline" if given.get("variant") in FORMS else "zygote"} | given)
         if order.variant == "slim" and order.on == "baseline":
             raise invalid("on", "required zygote for the slim form (the stock baseline has no store), found baseline")
-        if order.link is not None and (order.variant, order.cache) != ("slim", "cold"):
+        if order.link is not None and not order.cold:
             raise invalid("link", "required the slim form with a cold cache, which alone fetches over the network")
         return order
 
@@ -78,6 +78,11 @@ class Order:
         if self.variant == "worker":
             return "slim" if self.on == "zygote" else STOCK_WORKER
         return self.variant
+
+    @property
+    def cold(self) -> bool:
+        """Whether it starts from an empty cache of its own, as on a node that has never had the release."""
+        return self.variant == "slim" and self.cache == "cold"
 
 
 @dataclass
@@ -162,7 +167,7 @@ class ColdStarts:
             starting = Starting(ground, registered, release, node, self._tools, order.prompt)
             stack.push_async_callback(starting.take_away)
             measured = await starting.start()
-            if order.form == "slim":
+            if order.form == "slim" and not order.cold:
                 await self._tools.hold(SUFFIX, release)
             if order.variant == "worker":
                 measured = await starting.one_more()
@@ -194,9 +199,8 @@ class ColdStarts:
         settings = self._tools.settings
         name, version = order.model + SUFFIX, f"{release.name}.{self._count}"
         archive, ledgers = settings.model_store / f"{name}.mar", settings.ledger_dir(name, version)
-        cold = order.variant == "slim" and order.cache == "cold"
         async with contextlib.AsyncExitStack() as stack:
-            cache_dir = stack.enter_context(self._empty_cache()) if cold else None
+            cache_dir = stack.enter_context(self._empty_cache()) if order.cold else None
             if cache_dir is None:
                 await self._forms.complete(release)
             link = None

@@ -108,12 +108,14 @@ class Zygote:
             await self._say(self._process, new)
 
     async def hold(self, owner: str, key: str | None, folder: Path) -> None:
-        """Hold the tokenizer in the folder for coming workers, instead of the one held for this owner before; no key: none."""
-        before = set(self._held.values())
+        """Hold the tokenizer in the folder for coming workers, instead of the one held for this owner before; no key: none.
+
+        Said again if it changes nothing: a folder that was not there when it was asked for before may be by now.
+        """
         self._held.pop(owner, None)
         if key is not None:
             self._held[owner] = (key, folder)
-        if set(self._held.values()) != before and self._settled.is_set():
+        if self._settled.is_set():
             await self._say_held()
 
     async def stop(self) -> None:

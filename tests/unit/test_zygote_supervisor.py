@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -161,7 +162,12 @@ def test_workers_find_the_tokenizers_of_what_is_served_and_the_next_zygote_holds
         await zygote.hold("falcon-tiny", "1", samples / "falcon-tiny")
         await zygote.hold("another owner of the same", "1", samples / "falcon-tiny")
         await zygote.hold("broken", "2", tmp_path)
+        await zygote.hold("late", "3", tmp_path / "late")
         assert await held() == f"('0', {ids}) ('1', {ids})"
+        shutil.copytree(samples / "falcon-tiny", tmp_path / "late")
+        await zygote.hold("late", "3", tmp_path / "late")
+        assert await held() == f"('0', {ids}) ('1', {ids}) ('3', {ids})"
+        await zygote.hold("late", None, tmp_path)
         await zygote.hold("early", None, tmp_path)
         await zygote.hold("falcon-tiny", None, tmp_path)
         assert await held() == f"('1', {ids})"
