@@ -117,6 +117,7 @@ class FakeNode:
             memory=Memory(self.folder / "served"),
             management=self,
             session=None,
+            fetch=self._fetch,
             warm=self._warm,
             hold=self._hold,
             free_memory=lambda: Free(1 << 40),
@@ -131,7 +132,7 @@ class FakeNode:
             raise InvalidRelease(f"{name}: the manifest was replaced")
         return self.releases[name]
 
-    async def prefetch(self, release: Release, report: Callable[[dict[str, Any]], None]) -> None:
+    async def _fetch(self, release: Release, report: Callable[[dict[str, Any]], None]) -> None:
         await asyncio.sleep(1)
         if self.away or self.bad.get(release.name) == "fetch":
             raise FetchFailed(f"{release.name}: the bytes do not come")

@@ -13,6 +13,7 @@ import signal
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -27,6 +28,7 @@ from serve.agent.management import Management
 from serve.agent.memory import Memory
 from serve.agent.metrics import DoorMetrics
 from serve.agent.openai.routes import OpenAiRoutes
+from serve.agent.prefetch import Report, prefetch
 from serve.agent.reconciler import Reconciler
 from serve.agent.rollout import Tools
 from serve.agent.room import free_memory
@@ -75,6 +77,9 @@ async def run(settings: AgentSettings) -> None:
         session = await stack.enter_async_context(aiohttp.ClientSession())
         management = await stack.enter_async_context(Management(settings.management_url))
 
+        async def fetch(release: Release, report: Report) -> dict[str, Any]:
+            return await prefetch(zygote.helper, environment, release, report)
+
         async def warm(release_folder: Path, task: str) -> None:
             await zygote.warm(imports_of(release_folder, task))
 
@@ -85,7 +90,7 @@ async def run(settings: AgentSettings) -> None:
                 await zygote.hold(owner, tokenizer_key(release), cache.folder(release))
 
         tools = Tools(
-            settings, Store(StoreSettings.load()), cache, memory, management, session, warm, hold,
+            settings, Store(StoreSettings.load()), cache, memory, management, session, fetch, warm, hold,
             partial(free_memory, device.kind == "cuda"),
         )  # fmt: skip
         table = RoutingTable(settings.max_inflight, settings.hold_seconds)

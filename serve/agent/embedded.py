@@ -15,7 +15,6 @@ import aiohttp
 from serve.agent.archive import archiver
 from serve.agent.errors import ApiError
 from serve.agent.management import Management
-from serve.agent.prefetch import prefetch
 from serve.agent.rollout import Tools
 from serve.agent.settings import ROOT, AgentSettings
 from serve.agent.usage import Usage, on_disk
@@ -105,7 +104,7 @@ class Forms:
     async def complete(self, release: Release) -> None:
         """Bring the release into the node's cache, if it is not there."""
         if not await asyncio.to_thread(self._tools.cache.is_complete, release):
-            await prefetch(release, lambda progress: None)
+            await self._tools.fetch(release, lambda progress: None)
 
     async def embedded(self, release: Release, form: str, store: Path) -> Built:
         """Build, or find, the release's archive of that form.

@@ -39,7 +39,7 @@ from serve.agent.children import alive
 from serve.agent.desired import Wanted
 from serve.agent.management import Management, TorchServeAway
 from serve.agent.memory import Memory
-from serve.agent.prefetch import prefetch
+from serve.agent.prefetch import Report
 from serve.agent.room import Free, check_room, needed
 from serve.agent.routing import Route, Target
 from serve.agent.settings import AgentSettings
@@ -87,6 +87,7 @@ class Tools:
     memory: Memory
     management: Management
     session: aiohttp.ClientSession
+    fetch: Callable[[Release, Report], Awaitable[dict[str, Any]]]  # bring a release into the cache
     warm: Callable[
         [Path, str], Awaitable[None]
     ]  # have the zygote import what the release in a folder needs, for its task
@@ -178,7 +179,7 @@ class Rollout:
     async def _fetch(self, release: Release) -> None:
         if not await asyncio.to_thread(self.tools.cache.is_complete, release):
             try:
-                await prefetch(release, self._report)
+                await self.tools.fetch(release, self._report)
             finally:
                 self.progress = None
         await self.tools.warm(self.tools.cache.folder(release), release.content.settings.task)

@@ -10,7 +10,7 @@ its siblings until written to.
     TorchServe (JVM) ──starts, as if it were Python──▶ launcher.py ────────────┘
                                                       stays as long as its worker lives, and leaves with the worker's exit code
 
-launcher    what TorchServe gets as `--python`; whatever it is not sure about, it starts the stock way
+launcher    what TorchServe gets as `--python`, and what the agent starts its fetches with; anything else it starts the stock way
 protocol    the messages on the socket, and why the worker can neither run unseen nor outlive those who watch it
 zygote      the loop that imports, accepts and forks
 fitness     which starts must be left to a new interpreter

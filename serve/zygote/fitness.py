@@ -6,7 +6,7 @@ imported something else, or imported it differently, the answer is a sentence th
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from serve.zygote.protocol import Start
@@ -45,16 +45,21 @@ def imported_names() -> frozenset[str]:
 
 
 def why_stock(
-    start: Start, script: Path, environment: Mapping[bytes, bytes], own_path: list[str], imported: frozenset[str]
+    start: Start,
+    scripts: Sequence[Path],
+    environment: Mapping[bytes, bytes],
+    own_path: list[str],
+    imported: frozenset[str],
 ) -> str | None:
     """Why this start needs an interpreter of its own, or None.
 
-    script: the worker module of the TorchServe that is imported here. environment: what this process was started with.
+    scripts: what may be run, first the worker module of the TorchServe that is imported here. environment: what this process
+    was started with.
     own_path: the entries of sys.path from which it imported the modules in `imported`.
     """
     asked = Path(os.fsdecode(start.argv[0])) if start.argv else Path()
-    if not (asked.is_file() and asked.samefile(script)):
-        return f"required the worker of the imported TorchServe, {script}, found {asked}"
+    if not (asked.is_file() and any(script.is_file() and asked.samefile(script) for script in scripts)):
+        return f"required the worker of the imported TorchServe, {scripts[0]}, found {asked}"
     changed = sorted(
         os.fsdecode(name)
         for name in environment.keys() | start.environment.keys()

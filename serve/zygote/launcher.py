@@ -2,8 +2,9 @@
 """Stands where TorchServe expects a Python interpreter: has the zygote fork the worker, and leaves when the worker does.
 
 Started as `python3 -IS`, with C modules only (`socket`, `signal`, `json` and their like cost 5 to 10 ms each, of the 200 that a
-start takes). Anything but a worker start, and any start that the zygote refuses or is not there for, becomes the real
-interpreter: TorchServe then has exactly what it would have had without us. The protocol is told in protocol.py.
+start takes). The agent starts its fetches through it too. Anything else, and any start that the zygote refuses or is not there
+for, becomes the real interpreter: TorchServe then has exactly what it would have had without us. The protocol is told in
+protocol.py.
 """
 
 import _signal  # type: ignore[import-not-found]
@@ -14,6 +15,7 @@ import sys
 
 HELLO_S = 10.0  # a zygote answers in milliseconds; one that is stuck must not hold a start up for long
 PATIENCE_S = 110.0  # one that says it is importing answers when it is done; startup timeouts are 120 s or more
+FORKED = ("/ts/model_service_worker.py", "/serve/fetching.py")  # the scripts that a zygote may know
 FORWARDED = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM, _signal.SIGUSR1, _signal.SIGUSR2)
 
 
@@ -75,11 +77,11 @@ def follow(connection: _socket.socket, pidfd: int) -> int:
 def main() -> None:
     arguments = sys.argv[1:]
     path = os.environ.get("WEIGHTLESS_ZYGOTE_SOCKET")
-    if path and arguments and arguments[0].endswith("/ts/model_service_worker.py"):
+    if path and arguments and arguments[0].endswith(FORKED):
         try:
             connection, pidfd = ask(path, arguments)
         except OSError as error:
-            os.write(2, f"zygote: {error}; this worker starts the stock way\n".encode())
+            os.write(2, f"zygote: {error}; it starts the stock way\n".encode())
         else:
             os._exit(follow(connection, pidfd))
     python = os.environ.get("WEIGHTLESS_PYTHON") or sys.executable

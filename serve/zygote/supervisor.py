@@ -80,6 +80,11 @@ class Zygote:
         """What TorchServe is to be given as `--python`."""
         return str(LAUNCHER) if self.enabled else self.python
 
+    @property
+    def helper(self) -> str:
+        """The interpreter for a helper that is to start now: while the zygote imports, one of its own is there sooner."""
+        return self.interpreter if self.status.state == "running" and not self._importing else self.python
+
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """The environment for TorchServe's JVM, and for the zygote: they must be equal in what is read at import."""
         added = {"WEIGHTLESS_PYTHON": self.python, "WEIGHTLESS_ZYGOTE_SOCKET": str(self.socket)} if self.enabled else {}

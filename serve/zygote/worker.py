@@ -99,7 +99,7 @@ def openblas(function: str) -> list[Callable[..., int]]:
 
 
 def run(start: Start) -> None:
-    """Run TorchServe's worker module as `__main__`; returns or raises as it does."""
+    """Run the script, TorchServe's worker module or another, as `__main__`; returns or raises as it does."""
     for name in OURS:
         sys.modules.pop(name, None)
     runpy.run_path(os.fsdecode(start.argv[0]), run_name="__main__")

@@ -25,6 +25,7 @@ from serve.zygote.protocol import Start
 
 STDIN = 0
 BACKLOG = 512
+FETCHING = Path(__file__).resolve().parents[1] / "fetching.py"
 SET_BY_US = {b"OPENBLAS_NUM_THREADS", b"PYTORCH_NVML_BASED_CUDA_CHECK"}
 
 
@@ -49,7 +50,7 @@ class Zygote:
     environment: dict[bytes, bytes]
     on_interrupt: Any
     set_by_imports: dict[bytes, bytes] = field(default_factory=dict)
-    script: Path = field(default_factory=Path)
+    scripts: tuple[Path, ...] = ()  # what a fork may run
     imported: frozenset[str] = frozenset()
     asking: dict[int, socket.socket] = field(default_factory=dict)  # connections that have not said what to start
     workers: dict[int, Worker] = field(default_factory=dict)  # by pidfd
@@ -68,7 +69,7 @@ class Zygote:
         if self.unfit:
             report("failed", reason=self.unfit)
             os._exit(1)
-        self.script = Path(str(sys.modules["ts"].__file__)).with_name("model_service_worker.py")
+        self.scripts = (Path(str(sys.modules["ts"].__file__)).with_name("model_service_worker.py"), FETCHING)
 
     def take_in(self, event: str, load: Callable[[], list[str]]) -> None:
         """Load, see whether this process can still be forked from, and report. Raises ImportError for a required module."""
@@ -157,7 +158,7 @@ class Zygote:
         return None
 
     def why_stock(self, start: Start) -> str | None:
-        return fitness.why_stock(start, self.script, self.environment, [*sys.path, *self.base_path], self.imported)
+        return fitness.why_stock(start, self.scripts, self.environment, [*sys.path, *self.base_path], self.imported)
 
     def fork(self, connection: socket.socket) -> bool:
         """True in the fork, once the launcher holds its pidfd and lets it run."""

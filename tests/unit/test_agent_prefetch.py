@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from serve.agent.prefetch import _Reporter
+from serve.fetching import Reporter
 
 
 def test_what_was_cached_before_does_not_count_as_fast(
@@ -14,7 +14,7 @@ def test_what_was_cached_before_does_not_count_as_fast(
     """Else a download that goes on at 90 % says that it is done in a second, for an hour."""
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    report = _Reporter()
+    report = Reporter()
     report(900, 1000)
     now += 2
     report(920, 1000)

@@ -46,7 +46,7 @@ def fake_node(folder: Path, loop: VirtualLoop) -> Iterator[FakeNode]:
             if hasattr(module, "time"):
                 stack.enter_context(mock.patch.object(module, "time", clock))
         for module, name in (
-            (rollout, "prefetch"), (rollout, "build_slim"), (rollout, "smoke_test"), (rollout, "alive"), (health, "alive"),
+            (rollout, "build_slim"), (rollout, "smoke_test"), (rollout, "alive"), (health, "alive"),
         ):  # fmt: skip
             stack.enter_context(mock.patch.object(module, name, getattr(node, name)))
         yield node
