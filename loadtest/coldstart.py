@@ -1,4 +1,4 @@
-"""Cold starts as an experiment: what is started, in which order, and what one start told us.
+"""Cold starts as an experiment: what is started, and what one start told us.
 
 An arm is one way to start a model.
 """

@@ -17,7 +17,7 @@ def in_turns(arms: Sequence[Arm], rounds: int) -> Iterator[tuple[int, Arm]]:
     zigzag = [(turn + 1) // 2 if turn % 2 else -(turn // 2) for turn in range(len(arms))]  # 0, 1, -1, 2, -2, …
     for number in range(rounds):
         row = [arms[(turn + number) % len(arms)] for turn in zigzag]
-        for arm in (
-            reversed(row) if number % 2 and len(arms) % 2 else row
-        ):  # an odd number is balanced by rows and reversed rows
+        if number % 2 and len(arms) % 2:  # of an odd number, rows alone are not balanced
+            row.reverse()
+        for arm in row:
             yield number + 1, arm
