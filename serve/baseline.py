@@ -7,8 +7,12 @@ in another container, what Java and its workers take; see serve/agent/usage.py.
 """
 
 import asyncio
+import contextlib
+import os
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from aiohttp import web
@@ -17,6 +21,7 @@ from serve.agent.children import bound_to_us, stop
 from serve.agent.settings import ROOT, Port, child_environment
 from serve.agent.torchserve import java_command
 from serve.agent.usage import descendants, usage
+from serve.zygote.supervisor import MAX_SOCKET_PATH
 from weightless.errors import SettingsError
 from weightless.settings import Settings
 
@@ -45,11 +50,25 @@ def main() -> int:
         for folder in (store, temp):
             folder.mkdir(parents=True, exist_ok=True)
         properties = settings.config_dir.resolve() / "baseline.properties"
-        command = bound_to_us(java_command([], sys.executable, properties, store, temp))
+        with _short(temp) as temp:
+            command = bound_to_us(java_command([], sys.executable, properties, store, temp))
+            return asyncio.run(serve(settings, command, environment_of(settings, state, temp), state))
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return asyncio.run(serve(settings, command, environment_of(settings, state, temp), state))
+
+
+@contextlib.contextmanager
+def _short(temp: Path) -> Iterator[Path]:
+    """The folder, by a link under /tmp where a worker's socket in it would have too long a path: what is unpacked into it stays
+    on its disk. TorchServe would start such a worker again and again."""
+    if len(os.fsencode(temp / ".ts.sock.12345")) <= MAX_SOCKET_PATH:
+        yield temp
+        return
+    with tempfile.TemporaryDirectory(prefix="ts-") as folder:
+        link = Path(folder) / "t"
+        link.symlink_to(temp)
+        yield link
 
 
 def environment_of(settings: BaselineSettings, state: Path, temp: Path) -> dict[str, str]:

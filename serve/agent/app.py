@@ -38,7 +38,7 @@ from serve.agent.status import Status
 from serve.agent.torchserve import TorchServe, check_ports, environment_of
 from serve.agent.upstream import Upstream
 from serve.agent.warmth import first_imports, imports_of
-from serve.zygote.supervisor import Zygote
+from serve.zygote.supervisor import MAX_SOCKET_PATH, Zygote
 from weightless.cache import NodeCache
 from weightless.held import tokenizer_key
 from weightless.release import Release
@@ -48,7 +48,6 @@ from weightless.store import Store
 log = logging.getLogger(__name__)
 
 _LONGEST_NAME = len("/ts-12345678/t/.ts.sock.12345")
-_SOCKET_PATH = 107  # bytes that Linux takes for the path of a socket
 
 
 async def run(settings: AgentSettings) -> None:
@@ -142,5 +141,5 @@ def _runtime_folder(settings: AgentSettings) -> Path:
         shutil.rmtree(state_dir / folder, ignore_errors=True)
     wanted = state_dir / "run"
     wanted.mkdir(parents=True, exist_ok=True)
-    fits = len(os.fsencode(wanted)) + _LONGEST_NAME <= _SOCKET_PATH
+    fits = len(os.fsencode(wanted)) + _LONGEST_NAME <= MAX_SOCKET_PATH
     return Path(tempfile.mkdtemp(prefix="ts-", dir=wanted if fits else None))

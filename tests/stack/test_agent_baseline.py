@@ -50,8 +50,8 @@ def big(minio: MinioServer, samples: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A stock TorchServe; what the agent must be told of it."""
-    folder = tmp_path_factory.mktemp("baseline")
+    """A stock TorchServe, in a folder whose name is too long for a socket in it; what the agent must be told of it."""
+    folder = tmp_path_factory.mktemp("baseline-" + 100 * "x")
     names = ("INFERENCE", "MANAGEMENT", "METRICS", "USAGE", "WORKER")
     ports = {f"BASELINE_{name}_PORT": str(free_port()) for name in names}
     store = str(folder / "store")
