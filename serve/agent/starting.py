@@ -27,6 +27,7 @@ from weightless.release import Release
 # 10 us where TorchServe and this process need 2 ms. At memory: a hundredth of the time; a look takes 20 ms where 1 GB is mapped.
 _LOOK_S, _LOOK_SHARE = 0.01, 0.01
 _ASK_S = 0.1  # between two questions to TorchServe while there is no ledger
+_SAYS_PID_S = 150.0  # TorchServe gives a worker 120 s to say its process id, and then ends it and tries again
 _TURNS = 20  # TorchServe gives a request to the worker that has waited longest, so two do
 _SAMPLE_S, _SAMPLE_SHARE = 1.0, 0.01
 
@@ -226,6 +227,8 @@ class Starting:
             if any(seen.setdefault(w.id, w.pid) != w.pid for w in workers if w.pid > 0):
                 break
             if self._ground.here and not all(map(alive, pids)):
+                break
+            if spent > _SAYS_PID_S and len(pids) < count:
                 break
         raise WeightlessError(f"cold start of {it.name} {it.version}: {self._why()}")
 
