@@ -9,7 +9,7 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _READ = 64 << 10
 _MAX_HEAD = 64 << 10
@@ -20,8 +20,7 @@ class BadAnswer(Exception):
     """What came is not an answer that this module can read."""
 
 
-@dataclass(frozen=True)
-class Head:
+class Head(NamedTuple):
     """Version, status and headers of an answer; names in lower case, of repeated ones the last."""
 
     version: str

@@ -39,7 +39,6 @@ class Partial:
         self.entry = entry
         self._fd = fd
         self._path = path
-        self._sidecar = path.with_name(f"{path.name}.parts")
         self._part_bytes = part_bytes
         self._mode = mode
         self._lock = threading.Lock()
@@ -195,6 +194,10 @@ class Partial:
         if not spans and size:
             os.ftruncate(self._fd, 0)
         return merged(spans)
+
+    @property
+    def _sidecar(self) -> Path:
+        return self._path.with_name(f"{self._path.name}.parts")
 
     def _note(self) -> None:
         draft = self._sidecar.with_name(f"{self._sidecar.name}.new")

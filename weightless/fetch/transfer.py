@@ -31,6 +31,7 @@ BUFFER_BYTES = (
     1 << 20
 )  # of 256 KiB to 4 MiB the one with the least CPU time: system calls are few, and it stays in the cache
 _SMALL = BUFFER_BYTES  # bytes, up to which a file is small
+_AHEAD = 4  # small files that are asked for at a time, for each connection that large ones have
 _TRIES = 3  # how often a file whose bytes are wrong is fetched from the start
 _LOOK_AGAIN = 0.05  # seconds between looks at what another process is fetching
 _PAUSE, _LONGEST_PAUSE = (
@@ -205,7 +206,7 @@ class Transfer:
             self._landed(flight.file, buffer)
 
     def _go_small(self, stack: contextlib.ExitStack, buffer: memoryview) -> None:
-        idle = [self._connect(stack) for _ in range(min(self._settings.fetch_connections, len(self._small)))]
+        idle = [self._connect(stack) for _ in range(min(_AHEAD * self._settings.fetch_connections, len(self._small)))]
         asked: deque[tuple[Connection, _Flight]] = deque()
         while not self._stop.is_set():
             while idle and self._small:
@@ -266,9 +267,6 @@ class Transfer:
     def _begin(self, entry: FileEntry, buffer: memoryview) -> _File | None:
         """Make the file ours to fetch. None: it is there already, or somebody else is fetching it."""
         blob, path = self._places.blob(entry.blake3), self._places.partial(entry.blake3)
-        if size_of(blob) == entry.size:
-            self._done(entry.size)
-            return None
         partial = Partial.open(path, entry, self._settings.fetch_part_bytes, self._places.mode)
         if partial is None:
             with self._changed:

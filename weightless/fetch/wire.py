@@ -8,20 +8,15 @@ import contextlib
 import re
 import ssl
 import time
-from dataclasses import dataclass
 from types import TracebackType
-from typing import NoReturn, Self
-from urllib.parse import SplitResult, quote
-
-from minio.credentials.credentials import Credentials
-from minio.signer import sign_v4_s3
-from minio.time import to_amz_date, utcnow
+from typing import NamedTuple, NoReturn, Self
+from urllib.parse import quote
 
 from weightless.errors import AccessDenied, FetchFailed, NotFound, StoreUnavailable
 from weightless.fetch.http import BadAnswer, Head, HttpConnection
+from weightless.fetch.sign import Signer
 from weightless.settings import StoreSettings
 
-_NO_BODY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # SHA-256 of nothing: what a GET sends
 _SLOWEST = 1024  # bytes a second below which a connection that still dribbles counts as stalled
 _MAX_ERROR_BODY = 64 << 10
 
@@ -30,8 +25,7 @@ class Interrupted(StoreUnavailable):
     """This request brought less than was asked for, or something else. Another attempt may bring the rest."""
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """Bytes `offset` up to `end` of an object version that is `size` bytes long; None where that is not known."""
 
     bucket: str
@@ -106,8 +100,7 @@ class Connection:
     def __init__(self, settings: StoreSettings, stall_seconds: float) -> None:
         self._stall_seconds = stall_seconds
         self._settings = settings
-        access_key, secret_key = settings.credentials()
-        self._credentials = Credentials(access_key, secret_key)
+        self._signer = Signer(*settings.credentials(), settings.s3_region)
         host, default = str(settings.s3_endpoint.host), 443 if settings.secure else 80
         port = settings.s3_endpoint.port or default
         self._host = host if port == default else f"{host}:{port}"
@@ -176,25 +169,10 @@ class Connection:
     def _send(self, wanted: Wanted) -> None:
         path = f"/{wanted.bucket}/{quote(wanted.key, safe='/-._~')}"
         query = f"versionId={quote(wanted.version_id, safe='')}" if wanted.version_id else ""
-        now = utcnow()
-        headers: dict[str, str | list[str] | tuple[str]] = {
-            "Host": self._host,
-            "x-amz-content-sha256": _NO_BODY,
-            "x-amz-date": to_amz_date(now),
-        }
+        headers = {"host": self._host}
         if not wanted.whole:
-            headers["Range"] = f"bytes={wanted.offset}-{'' if wanted.end is None else wanted.end - 1}"
-        signed = sign_v4_s3(
-            method="GET",
-            url=SplitResult("http", self._host, path, query, ""),
-            region=self._settings.s3_region,
-            headers=headers,
-            credentials=self._credentials,
-            content_sha256=_NO_BODY,
-            date=now,
-        )
-        target = f"{path}?{query}" if query else path
-        self._http.send(target, {name: str(value) for name, value in signed.items()})
+            headers["range"] = f"bytes={wanted.offset}-{'' if wanted.end is None else wanted.end - 1}"
+        self._http.send(f"{path}?{query}" if query else path, self._signer.signed(path, query, headers))
 
     def _interrupted(self, wanted: Wanted, error: Exception) -> NoReturn:
         self.close()
@@ -217,7 +195,7 @@ class Connection:
             )
         if head.status in (401, 403):
             raise AccessDenied(
-                f"{what}: the store refused access key {self._credentials.access_key} ({code}); required one that may read "
+                f"{what}: the store refused access key {self._signer.access_key} ({code}); required one that may read "
                 f"{self._settings.models_bucket}; check S3_ACCESS_KEY and S3_SECRET_KEY or S3_CREDENTIALS_DIR"
             )
         if head.status == 429 or head.status >= 500 or head.status in (408, 416):
