@@ -94,6 +94,7 @@ class FakeNode:
     default: str | None = None
     inflight: dict[str, int] = field(default_factory=dict)
     cached: set[str] = field(default_factory=set)
+    holds: str | None = None  # the release whose tokenizer new workers find
     dead: set[int] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)  # what the agent must never do; an exception it would take for ours
     _archives: dict[str, SlimArchive] = field(default_factory=dict)
@@ -143,6 +144,7 @@ class FakeNode:
 
     async def _hold(self, owner: str, release: Release | None) -> None:
         await asyncio.sleep(0.1)
+        self.holds = release.name if release else None
 
     # ---- the archiver, the workers' processes, the smoke test
 

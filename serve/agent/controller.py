@@ -248,7 +248,7 @@ class Controller:
         self.current, self.canary = promoted, Lane()
         self._retire_later(old)
         log.info("model %s: the canary %s serves alone", self.model, promoted.served.target.release)
-        await asyncio.to_thread(self._tools.memory.remember, promoted.served.release)
+        await self._note(promoted.served.release)
 
     def _end_canary(self) -> None:
         self.route.canary = None
@@ -321,8 +321,12 @@ class Controller:
         log.info("model %s: %s serves (version %s)", self.model, target.release, target.version)
         lane.phases = await asyncio.to_thread(rollout.phases)
         if lane is self.current:
-            await asyncio.to_thread(self._tools.memory.remember, rollout.release)
-            await self._tools.hold(self.model, rollout.release)
+            await self._note(rollout.release)
+
+    async def _note(self, release: Release) -> None:
+        """What serves: to come back to it after a refusal, and for workers that start to find its tokenizer."""
+        await asyncio.to_thread(self._tools.memory.remember, release)
+        await self._tools.hold(self.model, release)
 
     def _refuse(self, lane: Lane, wanted: Wanted | None, error: WeightlessError, recovering: bool) -> None:
         lane.refuse(wanted, error, recovering)

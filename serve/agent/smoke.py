@@ -17,7 +17,7 @@ from weightless.release import Release
 
 log = logging.getLogger(__name__)
 
-_GREEDY: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
+_GREEDY: dict[str, Any] = {"max_new_tokens": 2, "do_sample": False}  # the prompt's pass and one step
 _EXAMPLES: dict[str, dict[str, Any]] = {
     "text-generation": {"input": "Hello", "parameters": _GREEDY},
     "embeddings": {"input": "Hello"},

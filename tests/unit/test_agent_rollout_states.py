@@ -246,6 +246,7 @@ class OneModel(RuleBasedStateMachine):
         assert answers <= set(self.node.versions) <= answers | tries
         assert self.route.inflight == 0
         assert self.route.held is None or tries
+        assert current is None or self.node.holds == current.release, "workers would look for another tokenizer"
         if self.wanted is None:
             assert current is None
             return
@@ -361,6 +362,16 @@ def test_a_model_that_does_not_fit_twice_has_no_canary(model: OneModel) -> None:
     assert model.route.canary is None
     assert model.controller.canary.refusal is not None
     assert "rollout: recreate" in model.controller.canary.refusal.message
+
+
+def test_workers_of_a_promoted_canary_find_its_tokenizer(model: OneModel) -> None:
+    model.passes(40)
+    assert model.node.holds == "v1"
+    model.try_canary("v2", 50, then=40)
+    assert model.node.holds == "v1"
+    model.promote_canary()
+    model.passes(1)
+    assert model.node.holds == "v2"
 
 
 def test_any_order_of_events_ends_as_wanted() -> None:
