@@ -31,7 +31,7 @@ GIVE_UP_AFTER = len(_BACKOFF_S)
 _WORKERS_GET = {"TS_DECODE_INPUT_REQUEST": "true", "TS_IPEX_ENABLE": "false", "TS_IPEX_GPU_ENABLE": "false"}
 # Threads sleep where they would spin for the others, 300,000 turns (libgomp) and 2^26 cycles (OpenBLAS): where two workers have
 # as many threads as there are processors, those that spin keep the others from running. See docs/decisions/0011.
-_SLEEP = {"GOMP_SPINCOUNT": "1000", "OPENBLAS_THREAD_TIMEOUT": "4"}
+_SLEEP = {"GOMP_SPINCOUNT": "4000", "OPENBLAS_THREAD_TIMEOUT": "4"}
 
 
 class TorchServeFailed(WeightlessError):

@@ -38,7 +38,7 @@ def test_beyond_this_machine_only_with_a_key(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        ({}, {"GOMP_SPINCOUNT": "1000", "OPENBLAS_THREAD_TIMEOUT": "4"}),
+        ({}, {"GOMP_SPINCOUNT": "4000", "OPENBLAS_THREAD_TIMEOUT": "4"}),
         ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7", "OPENBLAS_THREAD_TIMEOUT": "4"}),
         ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
     ],
