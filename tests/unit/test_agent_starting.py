@@ -16,11 +16,8 @@ from serve.agent.usage import Usage
 from weightless.errors import WeightlessError
 from weightless.modelfile import NodeSettings
 
-RETRYING = {
-    "id": "9700",
-    "pid": -1,
-    "status": "UNLOADING",
-}  # as TorchServe tells of a worker that it starts again and again
+# As TorchServe tells of a worker that it starts again and again.
+RETRYING = {"id": "9700", "pid": -1, "status": "UNLOADING"}
 
 
 class Elsewhere:

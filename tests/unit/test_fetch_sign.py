@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from urllib.parse import SplitResult, quote
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from minio.credentials.credentials import Credentials
 from minio.signer import sign_v4_s3
@@ -18,6 +18,7 @@ QUERIES = st.none() | st.text(st.characters(codec="utf-8"), min_size=1)
 TIMES = st.datetimes(datetime(2020, 1, 1), datetime(2037, 1, 1), timezones=st.just(UTC))
 
 
+@settings(deadline=None)
 @given(KEYS, QUERIES, TIMES, st.none() | st.integers(0))
 def test_it_is_minio_pys(path: str, version: str | None, at: datetime, offset: int | None) -> None:
     at = at.replace(microsecond=0)
