@@ -58,6 +58,8 @@ def running_torchserve(folder: Path, environment: Mapping[str, str]) -> Iterator
     names = ("inference", "management", "metrics")
     lines = [f"{name}_address=http://127.0.0.1:{port}" for name, port in zip(names, ports, strict=False)]
     lines += [f"initial_worker_port={ports[3]}", "install_py_dep_per_model=false", "number_of_netty_threads=4"]
+    # bound after the first ping is answered, and 7070 and 7071 by default: of two servers at once the second would end
+    lines += ["grpc_inference_port=0", "grpc_management_port=0"]
     (folder / "config.properties").write_text("\n".join(lines) + "\n")
     # short: the workers' sockets lie in it, and a socket's path has at most 107 bytes
     with tempfile.TemporaryDirectory(prefix="ts-") as temp, log.open("wb") as output:
