@@ -17,6 +17,10 @@ KNOWN := ENGINE MODEL RELEASE PERCENT HF TASK FROM PROMOTE KEEP INPUT PARAMETERS
   PROFILE SECONDS USERS OUT ONLY ARGS TESTS UPGRADE PYTHON
 SETTINGS := $(shell sed -nE 's/^\#? ?([A-Z][A-Z0-9_]+)=.*/\1/p' .env.example 2>/dev/null) RUN_DIR
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
+# Texts for a model reach their command as they were typed: make would expand $(…) in them, and run $(shell …).
+TEXTS := INPUT PARAMETERS
+export $(TEXTS)
+$(foreach name,$(filter $(TEXTS),$(GIVEN)),$(eval override $(name) := $$(value $(name))))
 UNKNOWN := $(filter-out $(KNOWN) $(SETTINGS) MAKEFLAGS,$(GIVEN))
 ifneq ($(UNKNOWN),)
 $(error unknown variable $(firstword $(UNKNOWN)): make help lists what each command takes, .env.example the settings)
@@ -42,7 +46,7 @@ clean: ## Remove all data of the stack: buckets, cache, secrets (asks; YES=yes d
 	$(LOCAL) clean $(if $(call yes,YES),--yes)
 doctor: ## Check this machine: what is here, what is missing, how to get it [JSON=1]
 	$(LOCAL) doctor $(json)
-install: ## Install into .venv and .tools what the stack as processes and the tests need
+install: ## Install what the stack as processes and the tests need into .venv and .tools
 	$(LOCAL) install --tests
 
 # ---- models and releases

@@ -134,7 +134,9 @@ class Door:
                 return answer
             raw = answer.data
         if answer.status == 401:
-            raise AgentRefused(f"the agent at {self.url} requires its API key; set API_KEY as in its .env")
+            raise AgentRefused(
+                f"the agent at {self.url} requires its API key; set API_KEY or API_KEY_FILE to the key that it was started with"
+            )
         with contextlib.suppress(ValueError):
             if message := _message(json.loads(raw)):
                 raise AgentRefused(message)

@@ -121,7 +121,7 @@ def history(model: Model, as_json: Json = False) -> None:
     """Every value that a model's alias ever had, newest first."""
     entries = Store(StoreSettings.load()).alias_history(model)
     if not entries:
-        raise ModelNotFound(f"model {model}: never was served; publish it with `make seed MODEL={model}`")
+        raise ModelNotFound(f"model {model}: was never served; publish it with `make seed MODEL={model}`")
     if as_json:
         output.data([_event(entry) for entry in entries])
         return
@@ -174,7 +174,7 @@ def rollback(model: Model, wait: Wait = True, timeout: Timeout = 900, as_json: J
     store, settings = Store(StoreSettings.load()), CommandSettings.load()
     entries = store.alias_history(model)
     if not entries:
-        raise ModelNotFound(f"model {model}: never was served; publish it with `make seed MODEL={model}`")
+        raise ModelNotFound(f"model {model}: was never served; publish it with `make seed MODEL={model}`")
     now = entries[0].alias
     if now is not None and now.canary is not None:
         _move(store, settings, model, _alone(now, settings), _alias(store, model), Waiting(wait, timeout, as_json))
@@ -289,7 +289,7 @@ def _said(before: Alias | None, wanted: Alias) -> str:
 
 def _already(wanted: Alias) -> str:
     tried = f" with canary {wanted.canary.release} {wanted.canary.percent} %" if wanted.canary else ""
-    return f"{wanted.release}{tried} is what it names already"
+    return f"the alias already names {wanted.release}{tried}"
 
 
 def _await(door: Door, model: str, wanted: Alias, waiting: Waiting) -> dict[str, Any]:
@@ -299,7 +299,7 @@ def _await(door: Door, model: str, wanted: Alias, waiting: Waiting) -> dict[str,
         with output.waiting("" if waiting.as_json else f"{wish.canary or wish.release} …") as tell:
             seconds = door.wait(model, wish, lambda entry: tell(doing(entry)), waiting.timeout)
     except AgentUnavailable as error:
-        output.warn(f"the alias is moved, but {error}")
+        output.warn(f"the alias names {wanted.release}, but {error}")
         return {"served": False}
     if not waiting.as_json:
         what = f"{tried.release} answers {tried.percent} of 100 requests" if tried else f"{wanted.release} is served"

@@ -57,7 +57,8 @@ def dispatch(options: argparse.Namespace) -> int:
     if options.command == "help":
         return helping.show()
     setup = Setup.load()
-    words = [word for word in getattr(options, "words", []) if word != "--"]
+    words = getattr(options, "words", [])
+    words = words[1:] if words[:1] == ["--"] else words  # a second one is the command's own
     commands: dict[str, Callable[[], int]] = {
         "up": lambda: up.up(setup),
         "down": lambda: up.down(setup),

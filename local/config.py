@@ -9,6 +9,7 @@ import getpass
 import hashlib
 import ipaddress
 import os
+import re
 import shlex
 import socket
 from collections.abc import Mapping
@@ -127,11 +128,17 @@ def read_env_file(path: Path) -> dict[str, str]:
         if not equals or not name.strip().isidentifier():
             raise LocalError(f"{path}:{number}: required NAME=value, found {line!r}")
         try:
-            words = shlex.split(value, comments=True)
+            values[name.strip()] = _value(value.strip())
         except ValueError as error:
             raise LocalError(f"{path}:{number}: {error} in the value of {name.strip()}") from None
-        values[name.strip()] = " ".join(words)
     return values
+
+
+def _value(text: str) -> str:
+    """As Compose reads it: quotes are taken off, and a comment begins at a # with a blank before it."""
+    if text.startswith(("'", '"')):
+        return " ".join(shlex.split(text, comments=True))
+    return re.sub(r"(^|\s+)#.*$", "", text)
 
 
 def is_loopback(address: str) -> bool:

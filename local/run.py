@@ -68,7 +68,7 @@ class Wanted:
         return place if self.writable or self.folder else None
 
     def filled(self, folder: Path | str | None) -> list[str]:
-        return [word.replace("{folder}", str(folder)) for word in self.words]
+        return [word.replace("{folder}", str(folder)) for word in self.words] if folder else list(self.words)
 
 
 def run(setup: Setup, wanted: Wanted, *, last: bool = False) -> int:

@@ -298,6 +298,7 @@ def clean(setup: Setup, yes: bool) -> int:
 def logs(setup: Setup, service: str, follow: bool) -> int:
     """What the programs said, and go on saying."""
     if engine.choose(setup) == "docker":
+        service = {"agent": "torchserve"}.get(service, service)  # its container has TorchServe and the agent
         words = ["logs", "--tail", "100", *(["--follow"] if follow else []), *([service] if service else [])]
         return _to_the_end(engine.compose(*words))
     known = sorted((setup.run / "logs").glob("*.log"))

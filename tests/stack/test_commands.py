@@ -63,7 +63,7 @@ def test_promote_and_rollback_leave_their_names_in_the_history(
     minio_server: MinioServer, two: tuple[Release, Release]
 ) -> None:
     assert run(minio_server, "promote", "tiny", "v2", "--no-wait").out == "tiny  v1 → v2\n"
-    assert run(minio_server, "promote", "tiny", "v2", "--no-wait").out == "tiny  v2 is what it names already\n"
+    assert run(minio_server, "promote", "tiny", "v2", "--no-wait").out == "tiny  the alias already names v2\n"
     assert run(minio_server, "rollback", "tiny", "--no-wait", SEED_BY="otto@desk").out == "tiny  v2 → v1\n"
     alias = minio_server.store().alias("tiny")
     assert alias is not None
@@ -86,7 +86,7 @@ def test_a_canary_is_begun_changed_and_ended_and_the_history_says_so(
         return run(minio_server, *words, "--no-wait").out
 
     assert said("canary", "tiny", "v2", "--percent", "10") == "tiny  v1, canary v2 10 %\n"
-    assert said("canary", "tiny", "v2", "--percent", "10") == "tiny  v1 with canary v2 10 % is what it names already\n"
+    assert said("canary", "tiny", "v2", "--percent", "10") == "tiny  the alias already names v1 with canary v2 10 %\n"
     assert said("canary", "tiny", "v2", "--percent", "50") == "tiny  v1, canary v2 50 %\n"
     assert said("rollback", "tiny") == "tiny  v1, canary v2 ended\n"
     assert said("canary", "tiny", "v2") == "tiny  v1, canary v2 10 %\n"
@@ -165,7 +165,7 @@ def test_without_an_agent_the_alias_moves_and_that_is_said(
 ) -> None:
     shown = run(minio_server, "promote", "tiny", "v2")
     assert (shown.status, shown.out) == (0, "tiny  v1 → v2\n")
-    assert "warning: the alias is moved, but no agent answers at http://127.0.0.1:" in shown.err
+    assert "warning: the alias names v2, but no agent answers at http://127.0.0.1:" in shown.err
     again = run(minio_server, "promote", "tiny", "v1", "--json").json
     assert again == {
         "model": "tiny",

@@ -23,6 +23,8 @@ def test_env_lines_are_read_as_compose_reads_them(tmp_path: Path) -> None:
     path = tmp_path / ".env"
     path.write_text("# comment\n\nA=plain\nB='with space'\nC=\"x#y\"\nD=value # said\nexport E=5\nF=\n")
     assert read_env_file(path) == {"A": "plain", "B": "with space", "C": "x#y", "D": "value", "E": "5", "F": ""}
+    path.write_text("KEY=a#b\\c d  # said\nNONE= # said\n")
+    assert read_env_file(path) == {"KEY": "a#b\\c d", "NONE": ""}, "not a character of a key is lost"
 
 
 def test_no_file_is_no_settings(tmp_path: Path) -> None:

@@ -77,4 +77,8 @@ def test_seed_passes_on_what_was_asked_for() -> None:
 
 def test_text_reaches_a_command_untouched_by_shell_and_make() -> None:
     """Quotes, dollars and backticks in INPUT are the model's business."""
-    assert '-- "$MODEL" "$INPUT"' in dry("predict", "MODEL=x", """INPUT=it's "so" $$HOME `id`""")
+    text = """it's "so" $HOME $(shell echo ran) $5 `id`"""
+    assert '-- "$MODEL" "$INPUT"' in dry("predict", "MODEL=x", f"INPUT={text}")
+    for name in ("INPUT", "PARAMETERS"):
+        arrived = make("predict", "MODEL=x", f"INPUT={text}", f"PARAMETERS={text}", f"PYTHON=printenv {name}; true")
+        assert arrived.stdout.strip() == text
