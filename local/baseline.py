@@ -17,7 +17,7 @@ def start(setup: Setup) -> int:
         LocalError: the stack is not up, or the program ended.
     """
     if engine.choose(setup) == "docker":
-        return _compose("up", "--detach", "--wait", "baseline")
+        return _compose(setup, "up", "--detach", "--wait", "baseline")
     if not stack.is_running(setup):
         raise LocalError("the stack is not up; start it first with make up")
     stack.baseline_wish(setup).touch()
@@ -40,7 +40,7 @@ def start(setup: Setup) -> int:
 def stop(setup: Setup) -> int:
     """Stop it and free its memory; nothing to stop is no error."""
     if engine.choose(setup) == "docker":
-        return _compose("stop", "baseline")
+        return _compose(setup, "stop", "baseline")
     stack.baseline_wish(setup).unlink(missing_ok=True)
     while stack.is_running(setup) and "baseline" in stack.state(setup).get("programs", {}):
         time.sleep(0.1)
@@ -48,7 +48,6 @@ def stop(setup: Setup) -> int:
     return 0
 
 
-def _compose(*words: str) -> int:
-    return subprocess.run(
-        engine.compose("--profile", "baseline", *words, quiet=not say.TERMINAL), cwd=ROOT, check=False
-    ).returncode
+def _compose(setup: Setup, *words: str) -> int:
+    argv = engine.compose("--profile", "baseline", *words, quiet=not say.TERMINAL)
+    return subprocess.run(argv, cwd=ROOT, env=engine.environment(setup), check=False).returncode

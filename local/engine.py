@@ -117,6 +117,14 @@ def project() -> str:
     return str(json.loads(answer.stdout)["name"])
 
 
+def environment(setup: Setup) -> dict[str, str]:
+    """What every start of a service is told: the settings, and the engine's nvidia runtime if it has one and none was chosen."""
+    env = dict(setup.values)
+    if not env.get("TORCHSERVE_RUNTIME") and "nvidia" in docker_runtimes():
+        env["TORCHSERVE_RUNTIME"] = "nvidia"
+    return env
+
+
 def compose(*words: str, quiet: bool = False) -> list[str]:
     return ["docker", "compose", *(("--progress", "quiet") if quiet else ()), *words]
 

@@ -32,9 +32,8 @@ def up(setup: Setup) -> int:
 def up_docker(setup: Setup) -> None:
     if not engine.running_services():
         doctor.require([doctor.disk("docker"), doctor.ports_check(setup, "docker")])
-    env = dict(setup.values)
-    if not env.get("TORCHSERVE_RUNTIME") and "nvidia" in engine.docker_runtimes():
-        env["TORCHSERVE_RUNTIME"] = "nvidia"
+    env = engine.environment(setup)
+    if env.get("TORCHSERVE_RUNTIME") != setup.values.get("TORCHSERVE_RUNTIME"):
         say.mark("note", "gpu", "the engine has the nvidia runtime: used (TORCHSERVE_RUNTIME=runc leaves it out)")
     argv = engine.compose("up", "--build", "--detach", "--wait")
     if say.TERMINAL:
