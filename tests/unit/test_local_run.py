@@ -9,6 +9,7 @@ import pytest
 from local import run
 from local.config import ROOT
 from local.errors import LocalError
+from tests.services import free_port
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,16 @@ def test_a_commands_words_and_its_status_arrive_as_from_a_process_of_its_own(
     done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == status, done.stderr
     assert said in done.stdout + done.stderr
+
+
+def test_a_text_that_begins_with_a_dash_is_no_option(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "local", "run", "--", "-m", "commands", "predict", "--", "tiny", "-5 degrees"]
+    env = {"ENGINE": "local", "RUN_DIR": str(tmp_path), "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    env["AGENT_PORT"] = str(free_port())
+    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "no agent answers at" in done.stderr) == (1, True), done.stderr
+
+
+def test_only_a_commands_folder_is_filled_in() -> None:
+    assert run.Wanted(["{folder}"]).filled(None) == ["{folder}"], "a text of the user's"
+    assert run.Wanted(["--from", "{folder}"]).filled("/models/x") == ["--from", "/models/x"]
